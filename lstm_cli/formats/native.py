@@ -14,6 +14,7 @@ import numpy as np
 
 from lstm_cli.engines.types import Array
 from lstm_cli.errors import WeightsError, quote, require_memory
+from lstm_cli.formats.capabilities import storable_layers
 from lstm_cli.formats.gates import NATIVE_GATES
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TensorSource
 from lstm_cli.formats.limits import why_not_regular
@@ -238,5 +239,6 @@ def read_network(path: Path, options: ReadOptions) -> Imported:
 
 def write_network(path: Path, export: Export) -> tuple[str, ...]:
     """Write a native file. A native file holds all of a network, so no notes are returned."""
+    storable_layers(export.layers)
     write(path, export.tensors, export.config)
     return ()

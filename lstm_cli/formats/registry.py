@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lstm_cli.cells import LSTM
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import UsageError, WeightsError, nearest, quote
 from lstm_cli.formats import unsupported_files
 from lstm_cli.formats.detection import detect_format_name
+from lstm_cli.formats.gates import lacks_forget_gate
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions, WriteOptions
 from lstm_cli.formats.limits import check_regular
 from lstm_cli.output_files import error_reason
@@ -226,5 +226,4 @@ def layers_needing_biases(format: str, layers: Layers) -> tuple[int, ...]:
 
 
 def _lacks_forget_gate(spec: LayerSpec) -> bool:
-    cells = spec.cells if isinstance(spec, RecurrentSpec) else ()
-    return any(isinstance(cell, LSTM) and not cell.use_forget_gate for cell in cells)
+    return isinstance(spec, RecurrentSpec) and any(map(lacks_forget_gate, spec.cells))

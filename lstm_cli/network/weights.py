@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lstm_cli.cells import Parameter
+from lstm_cli.cells import CELLS, Parameter
 from lstm_cli.engines.types import Array, Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import Problem, WeightsError, counted, nearest
 from lstm_cli.network.normalization import MEAN, SCALE, TENSOR_NAMES
 
-_GATES_OF = {1: "an rnn", 3: "a gru", 4: "an lstm"}
+_KIND_OF_GATES = {
+    len(cell.gates): f"{'an' if kind[0] in 'aefhilmnorsx' else 'a'} {kind}"
+    for kind, cell in CELLS.items()
+}
+"""Kind of layer by number of gates. The article follows the sound of the first letter."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +196,10 @@ def _difference(parameter: Parameter, shape: tuple[int, ...]) -> tuple[str, str]
     H = expected[0] // gates
     if len(shape) == 1 and shape[0] == 2 * expected[0]:
         return "two biases", ": twice as long, so two biases in one row, as ONNX stores them"
-    if shape[0] % H == 0 and shape[0] // H in _GATES_OF:
+    if shape[0] % H == 0 and shape[0] // H in _KIND_OF_GATES:
         other = shape[0] // H
         count = {1: "one gate", 3: "three gates", 4: "four gates"}[other]
-        kind = _GATES_OF[other]
+        kind = _KIND_OF_GATES[other]
         short = "gate missing" if other < gates else "gate too many"
         return short, f": {count} of {H}; this looks like {kind}'s"
     return mark, ""

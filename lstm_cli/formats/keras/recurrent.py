@@ -14,6 +14,7 @@ import numpy as np
 
 from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.builder import NativeTensor, bias_names, gate_tensor, one_or_each
+from lstm_cli.formats.gates import KERAS_GATES
 from lstm_cli.formats.keras.architecture import KerasLayer, class_name_of, layer_title
 from lstm_cli.formats.keras.hdf5 import StoredVariable
 from lstm_cli.formats.keras.options import (
@@ -27,8 +28,6 @@ from lstm_cli.formats.keras.options import (
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 CLASSES = {kind: name for name, kind in KINDS.items()}
-KERAS_GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n"), "rnn": ("h",)}
-"""Keras's order of the gates, in native letters."""
 GATE_ORDERS = {"lstm": "i f c o", "gru": "z r h", "rnn": "h"}
 """Keras's order of the gates, in its own letters."""
 WRAPPERS = ("RNN", "Bidirectional")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import h5py
 import numpy as np
@@ -21,11 +21,19 @@ import numpy as np
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import Array, DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
+from lstm_cli.formats.capabilities import StorableLayer, check_cell, storable_layers
+from lstm_cli.formats.gates import (
+    KERAS_GATES,
+    NATIVE_GATES,
+    OPEN_GATE_BIAS,
+    lacks_forget_gate,
+    open_forget_gate,
+    reorder_gates,
+)
 from lstm_cli.formats.interchange import Export
 from lstm_cli.formats.keras.architecture import snake_case
 from lstm_cli.formats.keras.options import keras_activation
-from lstm_cli.formats.keras.recurrent import CLASSES, KERAS_GATES
+from lstm_cli.formats.keras.recurrent import CLASSES
 from lstm_cli.formats.keras.weights_only import LAYER_ORDER_ATTRIBUTE
 from lstm_cli.output_files import HDF5_ATTRIBUTE, SIGNATURE, write_atomically
 from lstm_cli.version import __version__
@@ -63,7 +71,7 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
             hint=f"name the file {path.with_suffix('').name}.keras",
         )
     exporter = KerasExporter(export)
-    layers = [exporter.layer(spec) for spec in export.layers]
+    layers = [exporter.layer(spec) for spec in storable_layers(export.layers)]
     data = _weights(layers)
     notes = [*exporter.notes, MASKING_NOTE]
     if name.endswith(".keras"):
@@ -135,8 +143,6 @@ def _archive(weights: bytes, model: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-OPEN_GATE_BIAS = 40.0
-"""Bias at which a forget gate without weights is 1 to the last bit, even in float64."""
 OPENING_ACTIVATIONS = ("sigmoid", "hard_sigmoid", "tanh")
 
 
@@ -186,7 +192,7 @@ class KerasExporter:
         self.dtype = "float64" if wide else "float32"
         self._counts: Counter[str] = Counter()
 
-    def layer(self, spec: Any) -> ExportedLayer:
+    def layer(self, spec: StorableLayer) -> ExportedLayer:
         """Convert one layer.
 
         Raises
@@ -194,15 +200,17 @@ class KerasExporter:
         WeightsError
             Keras lacks an option of the layer; the error names both.
         """
-        if isinstance(spec, RecurrentSpec):
-            return self._recurrent(spec)
-        if isinstance(spec, DenseSpec):
-            return self._dense(spec)
-        if isinstance(spec, DropoutSpec):
-            return self._exported_layer("Dropout", {"rate": spec.rate}, {})
-        if isinstance(spec, FlattenSpec):
-            return self._exported_layer("Flatten", {"data_format": "channels_last"}, {})
-        raise WeightsError(f"layer {spec.index} is of a kind that Keras does not have")
+        match spec:
+            case RecurrentSpec():
+                return self._recurrent(spec)
+            case DenseSpec():
+                return self._dense(spec)
+            case DropoutSpec():
+                return self._exported_layer("Dropout", {"rate": spec.rate}, {})
+            case FlattenSpec():
+                return self._exported_layer("Flatten", {"data_format": "channels_last"}, {})
+            case _:
+                assert_never(spec)
 
     def _exported_layer(
         self, kind: str, config: dict[str, Any], variables: Mapping[str, Sequence[Array]]
@@ -226,10 +234,6 @@ class KerasExporter:
 
     def _recurrent(self, spec: RecurrentSpec) -> ExportedLayer:
         title, kind = f"layer {spec.index} ({spec.kind})", CLASSES[spec.kind]
-        if spec.stateful:
-            raise _unsupported_option(
-                title, "stateful: true", f"layers.{spec.index}.stateful=false", _STATEFUL_REASON
-            )
         configs = [self._config(spec, cell, title) for cell in spec.cells]
         cells = [self._variables(spec, d, title) for d in range(spec.directions)]
         if spec.directions == 1:
@@ -246,7 +250,7 @@ class KerasExporter:
         return self._exported_layer("Bidirectional", config, variables)
 
     def _config(self, spec: RecurrentSpec, cell: Cell, title: str) -> dict[str, Any]:
-        _check_options(cell, title, spec.index)
+        check_cell("keras", spec, cell)
         config = {
             "units": cell.hidden_size,
             "activation": keras_activation(cell.activation, title, "activation", self.dtype),
@@ -271,14 +275,20 @@ class KerasExporter:
         """Kernel (D, G * H), recurrent kernel (H, G * H) and bias, gates in Keras's order."""
         cell, prefix = spec.cells[direction], spec.prefix(direction)
         names = ["weight_ih", "weight_hh", *(cell.bias_names if cell.bias else ())]
-        arrays = [
-            reorder_gates(
-                self._tensor(prefix + name), NATIVE_GATES[spec.kind], KERAS_GATES[spec.kind]
+        tensors = {name: self._tensor(prefix + name) for name in names}
+        if lacks_forget_gate(cell):
+            if cell.recurrent_activation.name not in OPENING_ACTIVATIONS:
+                raise WeightsError(
+                    f"{title} has forget_gate: false with gates that never reach 1, which Keras's "
+                    "files cannot hold"
+                )
+            tensors = open_forget_gate(tensors)
+            self.notes.append(
+                f"{title} has no forget gate: written with one that is always 1 (weights 0, bias "
+                f"{OPEN_GATE_BIAS:g})"
             )
-            for name in names
-        ]
-        if not getattr(cell, "use_forget_gate", True):
-            self._open_forget_gate(cell, title, arrays)
+        order, new_order = NATIVE_GATES[spec.kind], KERAS_GATES[spec.kind]
+        arrays = [reorder_gates(value, order, new_order) for value in tensors.values()]
         if len(arrays) == 2:
             return arrays[0].T, arrays[1].T
         bias = arrays[2]
@@ -288,49 +298,5 @@ class KerasExporter:
             bias = (arrays[2].astype(np.float64) + arrays[3]).astype(arrays[2].dtype)
         return arrays[0].T, arrays[1].T, bias
 
-    def _open_forget_gate(self, cell: Cell, title: str, arrays: list[Array]) -> None:
-        """Replace a missing forget gate by one that is always 1."""
-        if cell.recurrent_activation.name not in OPENING_ACTIVATIONS:
-            raise _unsupported_option(title, "forget_gate: false with gates that never reach 1")
-        H = cell.hidden_size
-        for values, fill in zip(arrays, (0.0, 0.0, OPEN_GATE_BIAS), strict=True):
-            values[H : 2 * H] = fill
-        self.notes.append(
-            f"{title} has no forget gate: written with one that is always 1 (weights 0, bias 40)"
-        )
-
     def _tensor(self, name: str) -> Array:
         return np.asarray(self._tensors[name], self.dtype)
-
-
-_STATEFUL_REASON = (
-    "Keras's stateful layers are for one size of batch, which a model here does not fix"
-)
-
-
-def _check_options(cell: Cell, title: str, index: int) -> None:
-    """Refuse options that Keras's cells lack."""
-    options = {
-        "clip": cell.clip,
-        "peepholes": getattr(cell, "peepholes", False),
-        "projection_size": getattr(cell, "projection_size", None),
-        "coupled_input_forget": getattr(cell, "coupled_input_forget", False),
-    }
-    for key, value in options.items():
-        if value not in (None, False):
-            raise _unsupported_option(title, f"{key}: {str(value).lower()}")
-    outer = getattr(cell, "cell_activation", cell.activation)
-    if outer != cell.activation:
-        raise _unsupported_option(
-            title, f"cell_activation: {outer} beside activation: {cell.activation}"
-        )
-
-
-def _unsupported_option(
-    title: str, option: str, set_: str | None = None, why: str | None = None
-) -> WeightsError:
-    return WeightsError(
-        f"{title} has {option}, which Keras's files cannot hold",
-        found=why,
-        hint=None if set_ is None else f"--set model.{set_}",
-    )

@@ -13,14 +13,18 @@ import numpy as np
 from lstm_cli.cells import Activation
 from lstm_cli.errors import WeightsError, counted, nearest
 from lstm_cli.formats.builder import NativeTensor, bias_names, gate_sources, rounded_sum
-from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
+from lstm_cli.formats.gates import (
+    NATIVE_GATES,
+    ONNX_GATES,
+    ONNX_PEEPHOLES,
+    PEEPHOLE_GATES,
+    reorder_gates,
+)
 from lstm_cli.formats.interchange import TensorSource
 from lstm_cli.formats.onnx.node import GraphContext, GraphNode
 from lstm_cli.formats.onnx.schemas import (
     ACTIVATION_NAMES,
-    GATE_ORDERS,
     NATIVE_ACTIVATIONS,
-    PEEPHOLE_ORDER,
 )
 from lstm_cli.formats.onnx.sizes import OpenSizeError
 from lstm_cli.formats.onnx.symbolic import (
@@ -70,7 +74,7 @@ class RecurrentOperator:
         self.node, self.inputs = node, context.inputs
         self.free_axes, self.notes = context.free_axes, context.notes
         self.kind = node.op.lower()
-        self.gates = GATE_ORDERS[self.kind]
+        self.gates = ONNX_GATES[self.kind]
         direction = node.attributes["direction"]
         if direction not in DIRECTIONS:
             raise self._error("direction", repr(direction)[:80], " or ".join(DIRECTIONS))
@@ -325,7 +329,7 @@ def _native_tensors(
     kind: str, weights: Mapping[str, ConstantTensor | None], d: int
 ) -> dict[str, NativeTensor]:
     """Native tensors of direction `d` from W, R, B and P of the operator; None if omitted."""
-    order, tensors = GATE_ORDERS[kind], {}
+    order, tensors = ONNX_GATES[kind], {}
     for slot, name in {"W": "weight_ih", "R": "weight_hh"}.items():
         if (value := weights[slot]) is not None:
             tensors[name] = _native_tensor(value, d, order, NATIVE_GATES[kind])
@@ -338,7 +342,7 @@ def _native_tensors(
             total = rounded_sum(pair[0].values, pair[1].values)
             tensors["bias"] = NativeTensor(total, pair[0].sources + pair[1].sources)
     if (value := weights["P"]) is not None:
-        tensors["peephole"] = _native_tensor(value, d, PEEPHOLE_ORDER, ("i", "f", "o"))
+        tensors["peephole"] = _native_tensor(value, d, ONNX_PEEPHOLES, PEEPHOLE_GATES)
     return tensors
 
 

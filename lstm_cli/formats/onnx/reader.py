@@ -17,6 +17,7 @@ import numpy as np
 
 from lstm_cli.errors import WeightsError, memory_error, memory_is_short
 from lstm_cli.formats.builder import NetworkBuilder
+from lstm_cli.formats.gates import ONNX_GATES
 from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.limits import read_whole
 from lstm_cli.formats.onnx import proto
@@ -52,7 +53,6 @@ from lstm_cli.formats.onnx.proto import (
     quote_name,
 )
 from lstm_cli.formats.onnx.schemas import (
-    GATE_ORDERS,
     NEWEST,
     RECURRENT_OPERATORS,
     node_title,
@@ -135,7 +135,7 @@ def _read_model(path: Path, data: bytes, model: OnnxModel) -> Imported:
         if any(part.ambiguous_parameters for part in layer.directions):
             # all are stated, so that --set can change one parameter
             config |= {k: v for k, v in layer.options.items() if k.endswith("activation")}
-    kinds = {node.op_type.lower() for node in model.graph.nodes} & GATE_ORDERS.keys()
+    kinds = {node.op_type.lower() for node in model.graph.nodes} & ONNX_GATES.keys()
     return network.finish(
         path,
         "onnx",

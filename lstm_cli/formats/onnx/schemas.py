@@ -12,14 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lstm_cli.errors import WeightsError, counted
+from lstm_cli.formats.gates import ONNX_GATES
 from lstm_cli.formats.onnx.proto import OnnxAttribute, OnnxNode, quote_name
 from lstm_cli.formats.onnx.symbolic import UnsupportedError
 
-GATE_ORDERS = {"lstm": ("i", "o", "f", "g"), "gru": ("z", "r", "n"), "rnn": ("h",)}
-"""Order of the gates in W, R and B, in native letters."""
-PEEPHOLE_ORDER = ("i", "o", "f")
-"""Order of the peepholes in P."""
-RECURRENT_OPERATORS = frozenset(kind.upper() for kind in GATE_ORDERS)
+RECURRENT_OPERATORS = frozenset(kind.upper() for kind in ONNX_GATES)
 
 ACTIVATION_NAMES = {
     "sigmoid": "Sigmoid",

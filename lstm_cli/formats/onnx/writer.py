@@ -21,11 +21,18 @@ from lstm_cli.engines.types import (
     DropoutSpec,
     FlattenSpec,
     Layers,
-    LayerSpec,
     RecurrentSpec,
 )
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
+from lstm_cli.formats.capabilities import StorableLayer, storable_layers
+from lstm_cli.formats.gates import (
+    NATIVE_GATES,
+    ONNX_GATES,
+    ONNX_PEEPHOLES,
+    lacks_forget_gate,
+    open_forget_gate,
+    reorder_gates,
+)
 from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx.graph_builder import (
     DimensionSize,
@@ -34,7 +41,7 @@ from lstm_cli.formats.onnx.graph_builder import (
     add_activation,
 )
 from lstm_cli.formats.onnx.proto import OnnxGraph, OnnxModel, OnnxOperatorSet, OnnxProperty
-from lstm_cli.formats.onnx.schemas import ACTIVATION_NAMES, GATE_ORDERS, PEEPHOLE_ORDER
+from lstm_cli.formats.onnx.schemas import ACTIVATION_NAMES
 from lstm_cli.output_files import PRODUCER, write_atomically
 from lstm_cli.version import __version__
 
@@ -145,7 +152,7 @@ class NetworkGraphWriter:
             ONNX cannot represent a layer, or the weights exceed the limit of a file.
         """
         output = LayerOutput("x", "batch", padded=self.options.lengths)
-        for spec in self.layers:
+        for spec in storable_layers(self.layers):
             with self.builder.scope(f"layers.{spec.index}"):
                 output = self._layer(spec, output)
         output = self._with_layout(self._without_padding(output), "batch")
@@ -155,7 +162,7 @@ class NetworkGraphWriter:
             self.builder.output(state, value, dims)
         return self.builder.finish(name)
 
-    def _layer(self, spec: LayerSpec, output: LayerOutput) -> LayerOutput:
+    def _layer(self, spec: StorableLayer, output: LayerOutput) -> LayerOutput:
         match spec:
             case RecurrentSpec():
                 value = self.recurrence.add(spec, self._with_layout(output, "time").value)
@@ -335,9 +342,9 @@ def _direction_tensors(
     native = {name: np.array(value, np.float64) for name, value in weights.items()}
     if cell.projects:
         native["weight_hh"] = native["weight_hh"] @ native["weight_hr"]  # U W_hr, (4H, H)
-    if not _has_forget_gate(cell):
-        _hold_forget_gate_open(spec, direction, native)
-    native_order, onnx_order = NATIVE_GATES[cell.kind], GATE_ORDERS[cell.kind]
+    if lacks_forget_gate(cell):
+        native = open_forget_gate(native, _opening_bias(spec, direction))
+    native_order, onnx_order = NATIVE_GATES[cell.kind], ONNX_GATES[cell.kind]
     operands = {
         "W": reorder_gates(native["weight_ih"], native_order, onnx_order),
         "R": reorder_gates(native["weight_hh"], native_order, onnx_order),
@@ -349,42 +356,26 @@ def _direction_tensors(
             [reorder_gates(part, native_order, onnx_order) for part in biases]
         )
     if "peephole" in native:
-        operands["P"] = reorder_gates(native["peephole"], cell.peephole_gates, PEEPHOLE_ORDER)
+        operands["P"] = reorder_gates(native["peephole"], cell.peephole_gates, ONNX_PEEPHOLES)
     return operands
 
 
-def _has_forget_gate(cell: Cell) -> bool:
-    return not isinstance(cell, LSTM) or cell.use_forget_gate
-
-
-def _hold_forget_gate_open(spec: RecurrentSpec, direction: int, native: dict[str, Array]) -> None:
-    """Set the weights of ONNX's forget gate so that the gate is exactly 1."""
-    H, cell = spec.hidden_size, spec.cells[direction]
-    bias = _opening_bias(cell)
-    if bias is None:
-        limit = "" if cell.clip is None else f" within the clip of {cell.clip:g}"
-        raise WeightsError(
-            f"layer {spec.index} ({spec.kind}, {DIRECTIONS[direction]}) has no forget gate, and "
-            "ONNX's LSTM has one that must stay at exactly 1",
-            expected="a recurrent_activation that reaches 1",
-            found=f"{cell.recurrent_activation}, which does not{limit}",
-        )
-    forget = slice(H, 2 * H)
-    for name in ("weight_ih", "weight_hh", "peephole"):
-        if name in native:
-            native[name][forget] = 0
-    native["bias"][forget] = bias
-
-
-def _opening_bias(cell: Cell) -> float | None:
-    """Pre-activation whose gate activation is exactly 1 in float32; None if there is none."""
+def _opening_bias(spec: RecurrentSpec, direction: int) -> float:
+    """Pre-activation whose gate activation is exactly 1 in float32."""
+    cell = spec.cells[direction]
     function = cell.recurrent_activation
     limit = np.inf if cell.clip is None else cell.clip
     with np.errstate(all="ignore"):
         for bias in np.clip(list(_candidates(function)), -limit, limit):
             if np.isfinite(bias) and np.float32(function(np.float64(np.float32(bias)))) == 1:
                 return float(bias)
-    return None
+    within = "" if cell.clip is None else f" within the clip of {cell.clip:g}"
+    raise WeightsError(
+        f"layer {spec.index} ({spec.kind}, {DIRECTIONS[direction]}) has no forget gate, and "
+        "ONNX's LSTM has one that must stay at exactly 1",
+        expected="a recurrent_activation that reaches 1",
+        found=f"{function}, which does not{within}",
+    )
 
 
 def _candidates(function: Activation) -> Iterator[float]:
@@ -473,13 +464,18 @@ def export_notes(export: Export, options: WriteOptions) -> Iterator[str]:
             "the weights are rounded from float64 to float32: ONNX Runtime has no recurrent "
             "operators in float64"
         )
-    for spec in export.layers:
-        if isinstance(spec, DropoutSpec):
-            yield f"layer {spec.index} (dropout) is left out: it acts in training only"
-        elif isinstance(spec, FlattenSpec):
-            yield from _flatten_note(spec, options)
-        elif isinstance(spec, RecurrentSpec):
-            yield from _recurrent_notes(spec, options)
+    for spec in storable_layers(export.layers):
+        match spec:
+            case RecurrentSpec():
+                yield from _recurrent_notes(spec, options)
+            case DenseSpec():
+                pass
+            case FlattenSpec():
+                yield from _flatten_note(spec, options)
+            case DropoutSpec():
+                yield f"layer {spec.index} (dropout) is left out: it acts in training only"
+            case _:
+                assert_never(spec)
 
 
 def _flatten_note(spec: FlattenSpec, options: WriteOptions) -> Iterator[str]:
@@ -503,5 +499,5 @@ def _recurrent_notes(spec: RecurrentSpec, options: WriteOptions) -> Iterator[str
             f"{name}: ONNX has no projection, so it is multiplied into the recurrent matrix and "
             "into the output; the model takes no initial states for the layer"
         )
-    if not _has_forget_gate(cell):
+    if lacks_forget_gate(cell):
         yield f"{name}: its forget gate, which the layer does not have, is kept at 1 by its bias"

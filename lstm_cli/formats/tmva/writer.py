@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias, assert_never
 
 import numpy as np
 
 from lstm_cli.cells import GRU, LSTM, Activation
-from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
@@ -20,12 +19,16 @@ from lstm_cli.engines.types import (
     RecurrentSpec,
 )
 from lstm_cli.errors import WeightsError, counted
-from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.capabilities import StorableLayer, check_cell, storable_layers
+from lstm_cli.formats.gates import NATIVE_GATES, lacks_forget_gate, open_forget_gate
 from lstm_cli.formats.interchange import Export
 from lstm_cli.formats.tmva.document import ACTIVATIONS
 from lstm_cli.formats.tmva.header import TmvaNetwork, file_bytes, tag_text
 from lstm_cli.formats.tmva.slots import LAYER_KINDS
 from lstm_cli.output_files import write_atomically
+
+TmvaLayer: TypeAlias = RecurrentSpec | DenseSpec | FlattenSpec
+"""Layers with elements in a file; dropout acts in training only."""
 
 IDENTITY = Activation("identity")
 MAX_VARIABLES = 1_000_000
@@ -46,9 +49,8 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     LstmCliError
         The file cannot be written. An older file is kept.
     """
-    specs: tuple[LayerSpec, ...] = tuple(
-        spec for spec in export.layers if not isinstance(spec, DropoutSpec)
-    )
+    layers = storable_layers(export.layers)
+    specs = tuple(spec for spec in layers if not isinstance(spec, DropoutSpec))
     steps = _steps(export, specs)
     _check_flow(specs, steps)
     specs, output = _without_output_function(specs)
@@ -57,10 +59,10 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     body = [text for spec in specs for text in _layer(spec, export.tensors, steps, pattern)]
     plan = TmvaNetwork(export.name, export.input_size, steps, specs, output)
     write_atomically(path, file_bytes(plan, body), "the weights")
-    return tuple(_notes(export, steps))
+    return tuple(_notes(layers, steps))
 
 
-def _steps(export: Export, specs: tuple[LayerSpec, ...]) -> int:
+def _steps(export: Export, specs: tuple[TmvaLayer, ...]) -> int:
     """Number of steps T, which every recurrent layer of TMVA declares."""
     if export.steps is not None:
         if (variables := export.steps * export.input_size) > MAX_VARIABLES:
@@ -80,26 +82,30 @@ def _steps(export: Export, specs: tuple[LayerSpec, ...]) -> int:
     )
 
 
-def _check_flow(specs: tuple[LayerSpec, ...], steps: int) -> None:
+def _check_flow(specs: tuple[TmvaLayer, ...], steps: int) -> None:
     """Refuse a dense layer that reads every step, because TMVA's reads one vector."""
     if not specs:
         raise WeightsError("TMVA has no network without layers", expected="a layer with weights")
     one_vector = steps == 1 and not any(isinstance(spec, RecurrentSpec) for spec in specs)
     for spec in specs:
-        if isinstance(spec, RecurrentSpec):
-            check_recurrent(spec)
-            one_vector = not spec.return_sequences
-        elif isinstance(spec, FlattenSpec):
-            one_vector = True
-        elif not one_vector:
-            refuse_layer(
-                spec,
-                "every step as its input",
-                "one vector: a flatten layer before it, or return_sequences: false",
-            )
+        match spec:
+            case RecurrentSpec():
+                check_cell("tmva", spec, spec.cells[0])
+                one_vector = not spec.return_sequences
+            case FlattenSpec():
+                one_vector = True
+            case DenseSpec():
+                if not one_vector:
+                    refuse_layer(
+                        spec,
+                        "every step as its input",
+                        "one vector: a flatten layer before it, or return_sequences: false",
+                    )
+            case _:
+                assert_never(spec)
 
 
-def _without_output_function(specs: tuple[LayerSpec, ...]) -> tuple[tuple[LayerSpec, ...], str]:
+def _without_output_function(specs: tuple[TmvaLayer, ...]) -> tuple[tuple[TmvaLayer, ...], str]:
     """Layers without the last sigmoid or softmax, which becomes TMVA's output function."""
     last = specs[-1]
     if isinstance(last, DenseSpec):
@@ -110,21 +116,24 @@ def _without_output_function(specs: tuple[LayerSpec, ...]) -> tuple[tuple[LayerS
 
 
 def _layer(
-    spec: LayerSpec, tensors: Mapping[str, Array], steps: int, pattern: str
+    spec: TmvaLayer, tensors: Mapping[str, Array], steps: int, pattern: str
 ) -> Iterator[str]:
     """Lines of one layer."""
-    if isinstance(spec, RecurrentSpec):
-        yield from _recurrent(spec, tensors, steps, pattern)
-        if not spec.return_sequences:
+    match spec:
+        case RecurrentSpec():
+            yield from _recurrent(spec, tensors, steps, pattern)
+            if not spec.return_sequences:
+                yield _flattening(spec.output_size)
+        case FlattenSpec():
             yield _flattening(spec.output_size)
-    elif isinstance(spec, FlattenSpec):
-        yield _flattening(spec.output_size)
-    elif isinstance(spec, DenseSpec):
-        yield tag_text("DenseLayer", Width=spec.units, ActivationFunction=activation_code(spec))
-        prefix = f"layers.{spec.index}."
-        yield _matrix("Weights", tensors[prefix + "weight"], pattern)
-        yield _matrix("Biases", tensors[prefix + "bias"][:, None], pattern)
-        yield "</DenseLayer>"
+        case DenseSpec():
+            yield tag_text("DenseLayer", Width=spec.units, ActivationFunction=activation_code(spec))
+            prefix = f"layers.{spec.index}."
+            yield _matrix("Weights", tensors[prefix + "weight"], pattern)
+            yield _matrix("Biases", tensors[prefix + "bias"][:, None], pattern)
+            yield "</DenseLayer>"
+        case _:
+            assert_never(spec)
 
 
 def _flattening(width: int) -> str:
@@ -162,25 +171,21 @@ def _matrix(name: str, values: Array, pattern: str) -> str:
     return f"{tag_text(name, Rows=rows, Columns=columns)}{text}  </{name}>"
 
 
-def _notes(export: Export, steps: int) -> Iterator[str]:
-    for spec in export.layers:
+def _notes(layers: tuple[StorableLayer, ...], steps: int) -> Iterator[str]:
+    for spec in layers:
         if isinstance(spec, DropoutSpec):
             yield f"layer {spec.index} (dropout) is left out: it acts in training only"
         if not isinstance(spec, RecurrentSpec):
             continue
         if spec.dropout or spec.recurrent_dropout:
             yield f"the dropout of layer {spec.index} is left out: it acts in training only"
-        cell = spec.cells[0]
-        if isinstance(cell, LSTM) and not cell.use_forget_gate:
+        if lacks_forget_gate(spec.cells[0]):
             yield f"layer {spec.index} has no forget gate: written as one that is always 1"
-    if any(isinstance(spec, RecurrentSpec | FlattenSpec) for spec in export.layers):
+    if any(isinstance(spec, RecurrentSpec | FlattenSpec) for spec in layers):
         yield f"TMVA reads sequences of exactly {counted(steps, 'step')}: outputs of others differ"
-    if not isinstance(export.layers[-1], DenseSpec | DropoutSpec):
+    if not isinstance(layers[-1], DenseSpec | DropoutSpec):
         yield "TMVA trains networks that end in a dense layer; this one does not"
 
-
-OPEN_GATE_BIAS = 40.0
-"""Bias at which a forget gate without weights is 1 to the last bit of a double."""
 
 KINDS_BY_NAME = {kind.name: kind for kind in LAYER_KINDS.values()}
 
@@ -195,41 +200,6 @@ def refuse_layer(spec: LayerSpec, what: str, expected: str, hint: str | None = N
     )
 
 
-def check_recurrent(spec: RecurrentSpec) -> None:
-    """Check that TMVA has a recurrent layer with these options.
-
-    Raises
-    ------
-    WeightsError
-        TMVA lacks an option; the error names the first one.
-    """
-    if spec.directions > 1:
-        refuse_layer(spec, "bidirectional: true", "one direction")
-    cell = spec.cells[0]
-    if cell.clip is not None:
-        refuse_layer(spec, f"clip: {cell.clip:g}", "no clip")
-    _check_activation(spec, "activation", cell.activation, TANH)
-    if spec.kind != "rnn":
-        _check_activation(spec, "recurrent_activation", cell.recurrent_activation, SIGMOID)
-    if isinstance(cell, LSTM):
-        _check_lstm(spec, cell)
-
-
-def _check_lstm(spec: RecurrentSpec, cell: LSTM) -> None:
-    _check_activation(spec, "cell_activation", cell.cell_activation, TANH)
-    if cell.peepholes:
-        refuse_layer(spec, "peepholes: true", "gates that see x and h alone")
-    if cell.projection_size is not None:
-        refuse_layer(spec, f"projection_size: {cell.projection_size}", "h as wide as c")
-    if cell.coupled_input_forget:
-        refuse_layer(spec, "coupled_input_forget: true", "a forget gate of its own")
-
-
-def _check_activation(spec: LayerSpec, key: str, actual: Activation, required: Activation) -> None:
-    if actual != required:
-        refuse_layer(spec, f"{key}: {actual}", f"{key}: {required}, which TMVA's layer always has")
-
-
 def gate_matrices(
     spec: RecurrentSpec, tensors: Mapping[str, Array]
 ) -> dict[tuple[str, str], Array]:
@@ -241,16 +211,15 @@ def gate_matrices(
         The candidate of a gru has a recurrent bias under the reset gate, which TMVA lacks.
     """
     prefix, letters = spec.prefix(0), NATIVE_GATES[spec.kind]
-    matrices: dict[tuple[str, str], Array] = {}
-    stacks = {"W": tensors[prefix + "weight_ih"], "U": tensors[prefix + "weight_hh"]}
-    for matrix, stack in {**stacks, "b": _single_bias(spec, tensors)[:, None]}.items():
-        blocks = np.split(stack, len(letters))
-        matrices |= {(matrix, letter): block for letter, block in zip(letters, blocks, strict=True)}
-    cell = spec.cells[0]
-    if isinstance(cell, LSTM) and not cell.use_forget_gate:
-        matrices |= {(matrix, "f"): np.zeros_like(matrices[matrix, "f"]) for matrix in "WU"}
-        matrices["b", "f"] = np.full_like(matrices["b", "f"], OPEN_GATE_BIAS)
-    return matrices
+    stacks = {name: tensors[prefix + name] for name in ("weight_ih", "weight_hh")}
+    stacks["bias"] = _single_bias(spec, tensors)[:, None]
+    if lacks_forget_gate(spec.cells[0]):
+        stacks = open_forget_gate(stacks)
+    return {
+        (matrix, letter): block
+        for matrix, stack in zip("WUb", stacks.values(), strict=True)
+        for letter, block in zip(letters, np.split(stack, len(letters)), strict=True)
+    }
 
 
 def _single_bias(spec: RecurrentSpec, tensors: Mapping[str, Array]) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lstm_cli.errors import Problem, counted
-from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.gates import KIND_OF_GATES, NATIVE_GATES
 from lstm_cli.formats.torch.tensors import FLOATS, StateTensor, printable
 
 StateTensors = Mapping[str, StateTensor]
@@ -163,7 +163,6 @@ def dtype_problems(group: ModuleTensors) -> list[Problem]:
     ]
 
 
-_KINDS = {len(gates): kind for kind, gates in NATIVE_GATES.items()}
 BIASES = ("bias_ih", "bias_hh")
 
 
@@ -231,7 +230,7 @@ def _sizes(group: ModuleTensors, tensors: StateTensors) -> tuple[str, int, int |
     if fits:
         rows, columns = hh.shape
         H = columns if hr is None else hr.shape[1]
-        kind = None if rows % H else _KINDS.get(rows // H)
+        kind = None if rows % H else KIND_OF_GATES.get(rows // H)
         if hr is None and kind is not None:
             return kind, H, None
         if hr is not None and kind == "lstm" and hr.shape[0] == columns:

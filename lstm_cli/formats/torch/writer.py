@@ -8,32 +8,30 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 
-from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
-from lstm_cli.cells.activations import SIGMOID, TANH
+from lstm_cli.cells import Activation
+from lstm_cli.cells.activations import TANH
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
-    LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.errors import Problem, WeightsError
-from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.errors import WeightsError
+from lstm_cli.formats.capabilities import StorableLayer, problems, storable_layers
+from lstm_cli.formats.gates import OPEN_GATE_BIAS, lacks_forget_gate, open_forget_gate
 from lstm_cli.formats.interchange import Export
 from lstm_cli.formats.native import sort_metadata
 from lstm_cli.output_files import SIGNATURE, write_atomically
 
 ModuleLayers = list[RecurrentSpec | DenseSpec]
 """Layers of one module: equal recurrent layers in a row, or one dense layer."""
-
-OPEN_GATE_BIAS = 40.0
-"""Bias at which a forget gate without weights is 1 to the last bit of float64."""
 
 
 def write(path: Path, export: Export) -> tuple[str, ...]:
@@ -48,11 +46,13 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     LstmCliError
         The file cannot be written. An older file is kept.
     """
-    check_layers(export.layers)
-    groups = _group_layers(export.layers)
+    layers = storable_layers(export.layers)
+    if refusals := problems("pytorch", layers):
+        raise WeightsError(refusals)
+    groups = _group_layers(layers)
     safetensors = path.suffix.lower() == ".safetensors"
     # In a sorted file, a head behind a flatten could also be the first layer.
-    flat = any(isinstance(spec, FlattenSpec) for spec in export.layers)
+    flat = any(isinstance(spec, FlattenSpec) for spec in layers)
     names = _names(groups, is_numbered_before=safetensors and flat)
     tensors: dict[str, Array] = {}
     for group, name in zip(groups, names, strict=True):
@@ -64,25 +64,31 @@ def write(path: Path, export: Export) -> tuple[str, ...]:
     else:
         data = write_archive(tensors)
     write_atomically(path, data, "the weights")
-    return tuple(_notes(export, dict(zip(names, groups, strict=True))))
+    return tuple(_notes(layers, dict(zip(names, groups, strict=True))))
 
 
-def _group_layers(layers: tuple[LayerSpec, ...]) -> list[ModuleLayers]:
+def _group_layers(layers: tuple[StorableLayer, ...]) -> list[ModuleLayers]:
     """Group equal recurrent layers in a row, which become one module."""
     groups: list[ModuleLayers] = []
     continues = False
     for spec in layers:
-        if isinstance(spec, DropoutSpec):
-            continue
-        if isinstance(spec, RecurrentSpec):
-            last = groups[-1][-1] if continues else None
-            if isinstance(last, RecurrentSpec) and are_alike(last, spec):
-                groups[-1].append(spec)
-            else:
+        match spec:
+            case RecurrentSpec():
+                last = groups[-1][-1] if continues else None
+                if isinstance(last, RecurrentSpec) and are_alike(last, spec):
+                    groups[-1].append(spec)
+                else:
+                    groups.append([spec])
+                continues = True
+            case DenseSpec():
                 groups.append([spec])
-        elif isinstance(spec, DenseSpec):
-            groups.append([spec])
-        continues = isinstance(spec, RecurrentSpec)
+                continues = False
+            case FlattenSpec():
+                continues = False
+            case DropoutSpec():
+                pass
+            case _:
+                assert_never(spec)
     return groups
 
 
@@ -115,43 +121,37 @@ def _direction_tensors(
     """Tensors of one direction in PyTorch's order, with the bias of an lstm or rnn as (b, 0)."""
     prefix, cell = spec.prefix(direction), spec.cells[direction]
     cell_tensors = {name: _contiguous(tensors[prefix + name]) for name in cell.tensor_names}
+    if lacks_forget_gate(cell):
+        cell_tensors = open_forget_gate(cell_tensors)
     if "bias" in cell_tensors:
         cell_tensors["bias_ih"] = cell_tensors.pop("bias")
         cell_tensors["bias_hh"] = np.zeros_like(cell_tensors["bias_ih"])
-    if isinstance(cell, LSTM) and not cell.use_forget_gate:
-        _open_forget_gate(cell_tensors)
     order = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
     return [(stem, cell_tensors[stem]) for stem in order if stem in cell_tensors]
-
-
-def _open_forget_gate(cell_tensors: dict[str, Array]) -> None:
-    """Make the forget gate 1: c = c + i g, the LSTM before 2000."""
-    at = NATIVE_GATES["lstm"].index("f")
-    for stem in ("weight_ih", "weight_hh", "bias_ih"):
-        cell_tensors[stem] = cell_tensors[stem].copy()
-        np.split(cell_tensors[stem], len(NATIVE_GATES["lstm"]))[at][...] = (
-            OPEN_GATE_BIAS if stem == "bias_ih" else 0
-        )
 
 
 def _contiguous(value: Array) -> Array:
     return np.ascontiguousarray(value, np.asarray(value).dtype.newbyteorder("="))
 
 
-def _notes(export: Export, modules: Mapping[str, ModuleLayers]) -> list[str]:
+def _notes(layers: tuple[StorableLayer, ...], modules: Mapping[str, ModuleLayers]) -> list[str]:
     """Notes on facts that the code around the state dict must supply."""
-    layers = {spec.index: name for name, group in modules.items() for spec in group}
+    titles = {spec.index: f" ({name})" for name, group in modules.items() for spec in group}
     notes = []
-    for spec in export.layers:
-        where = f"layer {spec.index}" + (f" ({layers[spec.index]})" if spec.index in layers else "")
-        if isinstance(spec, DenseSpec) and spec.activation != Activation("identity"):
-            notes.append(f"{where}: its activation {spec.activation_name} is not stored")
-        if isinstance(spec, FlattenSpec):
-            notes.append(f"{where}: flatten is not stored: torch.flatten(x, 1)")
-        if isinstance(spec, DropoutSpec):
-            notes.append(f"{where}: dropout is not stored; it changes no output")
-        if isinstance(spec, RecurrentSpec):
-            notes += [f"{where}: {note}" for note in _recurrent_notes(spec)]
+    for spec in layers:
+        where = f"layer {spec.index}{titles.get(spec.index, '')}"
+        match spec:
+            case RecurrentSpec():
+                notes += [f"{where}: {note}" for note in _recurrent_notes(spec)]
+            case DenseSpec():
+                if spec.activation != Activation("identity"):
+                    notes.append(f"{where}: its activation {spec.activation_name} is not stored")
+            case FlattenSpec():
+                notes.append(f"{where}: flatten is not stored: torch.flatten(x, 1)")
+            case DropoutSpec():
+                notes.append(f"{where}: dropout is not stored; it changes no output")
+            case _:
+                assert_never(spec)
     return notes
 
 
@@ -167,75 +167,11 @@ def _recurrent_notes(spec: RecurrentSpec) -> list[str]:
         notes.append(f"return_sequences: false is not stored: take {what}")
     if spec.stateful:
         notes.append("stateful is not stored: pass the states from call to call yourself")
-    if isinstance(cell, LSTM) and not cell.use_forget_gate:
+    if lacks_forget_gate(cell):
         notes.append(
             f"forget_gate: false is written as a forget gate that is 1 (bias {OPEN_GATE_BIAS:g})"
         )
     return notes
-
-
-_MODULES = {"lstm": "nn.LSTM", "gru": "nn.GRU", "rnn": "nn.RNN"}
-_RELU = Activation("relu")
-
-
-def check_layers(layers: tuple[LayerSpec, ...]) -> None:
-    """Check that PyTorch's modules have all options of the layers.
-
-    Raises
-    ------
-    WeightsError
-        The error names each layer and option that they lack.
-    """
-    problems = [
-        Problem(
-            f"{_MODULES[spec.kind]} cannot hold layer {spec.index} ({spec.kind}): it has {option}",
-            expected=expected,
-            found=options,
-            hint="ONNX holds it: --to onnx",
-        )
-        for spec in layers
-        if isinstance(spec, RecurrentSpec)
-        for option, expected, options in _unsupported_options(spec)
-    ]
-    if problems:
-        raise WeightsError(problems)
-
-
-def _unsupported_options(spec: RecurrentSpec) -> Iterator[tuple[str, str, str]]:
-    """Options that the module lacks: the option, the module's value, and the layer's value."""
-    for cell in dict.fromkeys(spec.cells):
-        yield from _unsupported_cell_options(cell)
-        if isinstance(cell, LSTM):
-            yield from _unsupported_lstm_options(cell)
-        if isinstance(cell, GRU) and not cell.reset_after:
-            yield "another reset", "reset_after: true", "reset_after: false"
-    if len({cell.activation for cell in spec.cells}) > 1:
-        found = ", ".join(str(cell.activation) for cell in spec.cells)
-        yield "two activations", "one for both directions", f"activation: {found}"
-
-
-def _unsupported_cell_options(cell: Cell) -> Iterator[tuple[str, str, str]]:
-    if cell.clip is not None:
-        yield "a clip", "none", f"clip: {cell.clip:g}"
-    allowed = (TANH, _RELU) if isinstance(cell, RNN) else (TANH,)
-    if cell.activation not in allowed:
-        words = " or ".join(map(str, allowed))
-        yield "another activation", words, f"activation: {cell.activation}"
-    if not isinstance(cell, RNN) and cell.recurrent_activation != SIGMOID:
-        found = f"recurrent_activation: {cell.recurrent_activation}"
-        yield "another activation", "sigmoid", found
-
-
-def _unsupported_lstm_options(cell: LSTM) -> Iterator[tuple[str, str, str]]:
-    if cell.cell_activation != TANH:
-        yield "another activation", "tanh", f"cell_activation: {cell.cell_activation}"
-    if cell.peepholes:
-        yield "peepholes", "none", "peepholes: true"
-    if cell.coupled_input_forget:
-        yield "coupled gates", "a forget gate of its own", "coupled_input_forget: true"
-    if cell.projection_size is not None and cell.projection_size >= cell.hidden_size:
-        found = f"projection_size: {cell.projection_size}"
-        yield "a wide projection", f"fewer features than {cell.hidden_size}", found
 
 
 def are_alike(first: RecurrentSpec, second: RecurrentSpec) -> bool:

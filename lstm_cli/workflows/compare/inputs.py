@@ -11,7 +11,7 @@ import numpy as np
 
 from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
-from lstm_cli.formats.gates import NATIVE_GATES
+from lstm_cli.formats.gates import KIND_OF_GATES, NATIVE_GATES, PEEPHOLE_GATES
 from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_obstacle
 from lstm_cli.network.weights import merge_biases, misfits
@@ -37,10 +37,8 @@ SYMBOLS = {
 }
 """Symbol in the equations, by a tensor's name within its layer."""
 
-PEEPHOLE_GATES = ("i", "f", "o")
 _NAME = re.compile(r"layers\.(\d{1,9})\.(reverse\.)?(\w+)")
 _SETTING = re.compile(r"--set model\.layers\.(\d{1,9})\.(\w+)=")
-_KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 
 @dataclass(frozen=True)
@@ -316,7 +314,7 @@ def _kind(tensors: Mapping[str, Array]) -> str:
     wide = tensors.get("weight_hr", recurrent)
     H = wide.shape[1] if wide.ndim == 2 else 0
     gates = recurrent.shape[0] // H if H and recurrent.shape[0] % H == 0 else 0
-    return _KINDS.get(gates, "unknown")
+    return KIND_OF_GATES.get(gates, "unknown")
 
 
 def _title(kind: str, tensors: Mapping[str, Array], directions: int) -> str:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
-from lstm_cli.engines.types import Array, FlattenSpec, Layers, LayerSpec
+from lstm_cli.engines.types import (
+    Array,
+    DenseSpec,
+    DropoutSpec,
+    FlattenSpec,
+    Layers,
+    LayerSpec,
+    RecurrentSpec,
+)
 from lstm_cli.errors import WeightsError
+from lstm_cli.formats.capabilities import storable_layer
+from lstm_cli.formats.gates import lacks_forget_gate
 from lstm_cli.formats.interchange import Export, WriteOptions
 from lstm_cli.formats.onnx.writer import build_model as build_file
 from lstm_cli.workflows.bench.peers.base import (
@@ -120,10 +130,19 @@ def build_model(
 
 def _check(spec: LayerSpec, ragged: bool) -> None:
     """Raise `Unsupported` for layers that an ONNX file would compute with other work."""
-    if ragged and isinstance(spec, FlattenSpec):
-        raise Unsupported(f"layer {spec.index}: flatten of ragged sequences is not written")
-    for cell in getattr(spec, "cells", ()):
-        if cell.projects:
-            raise Unsupported(f"layer {spec.index}: ONNX has no projection")
-        if not getattr(cell, "use_forget_gate", True):
-            raise Unsupported(f"layer {spec.index}: ONNX has no LSTM without a forget gate")
+    layer = storable_layer(spec)
+    match layer:
+        case RecurrentSpec():
+            if layer.cells[0].projects:
+                raise Unsupported(f"layer {layer.index}: ONNX has no projection")
+            if lacks_forget_gate(layer.cells[0]):
+                raise Unsupported(f"layer {layer.index}: ONNX has no LSTM without a forget gate")
+        case FlattenSpec():
+            if ragged:
+                raise Unsupported(
+                    f"layer {layer.index}: flatten of ragged sequences is not written"
+                )
+        case DenseSpec() | DropoutSpec():
+            pass
+        case _:
+            assert_never(layer)

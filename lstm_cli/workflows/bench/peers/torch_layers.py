@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 from lstm_cli.cells import Cell
 from lstm_cli.engines.types import (
@@ -16,13 +16,19 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
-from lstm_cli.workflows.bench.peers.base import Unsupported, activations
+from lstm_cli.formats.capabilities import storable_layer, unsupported_options
+from lstm_cli.formats.gates import lacks_forget_gate
+from lstm_cli.workflows.bench.peers.base import Unsupported
 from lstm_cli.workflows.bench.peers.torch_device import TorchDevice
 from lstm_cli.workflows.bench.sizes import GridSize
 
-_PLAIN = {"recurrent_activation": "sigmoid", "activation": "tanh", "cell_activation": "tanh"}
 _DENSE = ("identity", "tanh", "relu", "sigmoid", "softmax")
-"""Activations of recurrent layers and of dense layers in ``torch.nn``."""
+"""Activations of dense layers in ``torch.nn``."""
+_OPTIONS = (
+    "recurrent_activation", "activation", "cell_activation", "clip", "peepholes",
+    "coupled_input_forget", "forget_gate", "reset_after", "projection_size",
+)  # fmt: skip
+"""Options of a recurrent layer, in the order of messages."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,18 @@ def torch_layer(
     Unsupported
         ``torch.nn`` cannot express the layer.
     """
-    if isinstance(spec, RecurrentSpec):
-        return _recurrent(device, spec, weights, training)
-    if isinstance(spec, DenseSpec):
-        return _dense(device, spec, weights, training)
-    if isinstance(spec, DropoutSpec):
-        return TorchLayer(lambda x: x)
-    return _flatten(device.torch, spec, size)
+    layer = storable_layer(spec)
+    match layer:
+        case RecurrentSpec():
+            return _recurrent(device, layer, weights, training)
+        case DenseSpec():
+            return _dense(device, layer, weights, training)
+        case DropoutSpec():
+            return TorchLayer(lambda x: x)
+        case FlattenSpec():
+            return _flatten(device.torch, layer, size)
+        case _:
+            assert_never(layer)
 
 
 def _flatten(torch: Any, spec: FlattenSpec, size: GridSize) -> TorchLayer:
@@ -174,33 +185,24 @@ def _state(
 
 def _check(spec: RecurrentSpec, cell: Cell) -> None:
     """Raise `Unsupported` for a cell that ``torch.nn`` cannot express."""
-    lacks = [
-        f"{key}: {name}"
-        for key, name in activations(cell).items()
-        if name not in _allowed(spec.kind, key)
-    ]
-    if cell.clip is not None:
-        lacks.append("clip")
-    for option, plain in (
-        ("peepholes", False),
-        ("coupled_input_forget", False),
-        ("use_forget_gate", True),
-        ("reset_after", True),
-    ):
-        if getattr(cell, option, plain) != plain:
-            lacks.append(f"{option}: {str(not plain).lower()}".replace("use_", ""))
-    projection = getattr(cell, "projection_size", None)
-    if projection is not None and projection >= cell.hidden_size:
-        lacks.append(f"projection_size as large as hidden_size ({projection})")
+    lacks = {
+        limit.key: _option_text(limit.key, value)
+        for limit, value in unsupported_options("pytorch", spec, cell)
+    }
+    if lacks_forget_gate(cell):  # a state dict holds it by a bias, which would be other work
+        lacks["forget_gate"] = "forget_gate: false"
     if lacks:
         kind = spec.kind.upper()
-        raise Unsupported(f"layer {spec.index}: torch.nn.{kind} has no {', '.join(lacks)}")
+        options = ", ".join(lacks[key] for key in sorted(lacks, key=_OPTIONS.index))
+        raise Unsupported(f"layer {spec.index}: torch.nn.{kind} has no {options}")
 
 
-def _allowed(kind: str, key: str) -> tuple[str, ...]:
-    if kind == "rnn":  # its one gate has no other activation
-        return ("tanh", "relu") if key == "activation" else (_PLAIN[key],)
-    return (_PLAIN[key],)
+def _option_text(key: str, value: Any) -> str:
+    if key == "clip":
+        return key
+    if key == "projection_size":
+        return f"projection_size as large as hidden_size ({value})"
+    return f"{key}: {str(value).lower()}"
 
 
 class SequencePacking:
