@@ -56,8 +56,10 @@ class Limit:
         Option in words, for errors. None: key and value.
     kinds
         Kinds of layers that the limit is for.
-    reason, hint
-        Further lines of the error. ``{k}`` is the index of the layer.
+    reason
+        Further line of the error.
+    change
+        Key and value that the format can store, for the hint. ``{k}`` is the index of the layer.
     table
         Stored values in the table of ``docs/formats/README.md``.
     """
@@ -68,7 +70,7 @@ class Limit:
     option: str | None = None
     kinds: tuple[str, ...] = tuple(CELLS)
     reason: str | None = None
-    hint: str | None = None
+    change: str | None = None
     table: str = "no"
 
 
@@ -112,7 +114,7 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
             _only(False),
             reason="Keras's stateful layers are for one size of batch, which a model here does "
             "not fix",
-            hint="--set model.layers.{k}.stateful=false",
+            change="layers.{k}.stateful=false",
         ),
         Limit("clip", _only(None)),
         Limit("peepholes", _only(False)),
@@ -211,7 +213,7 @@ def _keras_problem(spec: RecurrentSpec, cell: Cell, limit: Limit, value: Any) ->
         f"layer {spec.index} ({spec.kind}) has {option.format(cell=cell)}, which Keras's files "
         "cannot hold",
         found=limit.reason,
-        hint=None if limit.hint is None else limit.hint.format(k=spec.index),
+        hint=None if limit.change is None else f"--set model.{limit.change.format(k=spec.index)}",
     )
 
 
