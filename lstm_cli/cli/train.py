@@ -95,7 +95,8 @@ def command(
 
     Trains on DATA by the config's section `train`. --output gets the best weights, which can be
     run alone, the metrics of every epoch, and checkpoints. A run that is killed and resumed ends
-    in the same bits. Ctrl-C finishes the step, saves and exits 130.
+    in the same bits. Ctrl-C finishes the step, saves and exits 130. Under mpiexec or srun,
+    processes share the `train.micro_batches` of each batch.
     """
     from lstm_cli.data import open_data
     from lstm_cli.workflows.cluster import open_exchange
@@ -109,6 +110,7 @@ def command(
         if batch_size is not None:
             overrides = (*options.overrides, f"train.batch_size={batch_size}")
             options = replace(options, overrides=overrides)
+        options = replace(options, device=rank_device(options, exchange))
         check_order(config_path, data_paths)
         source = options.reading.open(config_path)
         config = options.config(source)
@@ -164,6 +166,18 @@ def default_threads(folder: TrainingFolder, exchange: Exchange) -> int | None:
     if not isinstance(exchange, MpiExchange):
         return folder.threads
     return max(1, of_process() // exchange.local_ranks())
+
+
+def rank_device(options: ModelOptions, exchange: Exchange) -> str:
+    """Device of this rank: ranks on a node take one GPU after another, unless one is named."""
+    from lstm_cli.engines.selection import engine_statuses
+    from lstm_cli.workflows.cluster import MpiExchange
+
+    free = options.device in ("auto", "cuda") and options.engine in ("auto", "cuda")
+    if not (free and isinstance(exchange, MpiExchange)):
+        return options.device
+    gpus = [gpu.name for status in engine_statuses() for gpu in status.gpus if gpu.usable]
+    return gpus[exchange.local_rank() % len(gpus)] if gpus else options.device
 
 
 @contextmanager

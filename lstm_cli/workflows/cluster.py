@@ -207,6 +207,11 @@ class MpiExchange:
             for part, filled in zip(parts, _parted(receive, sizes, parts), strict=True):
                 part[...] = filled
 
+    def local_rank(self) -> int:
+        """Number of this rank among those of its node, from 0."""
+        nodes = self.gather(platform.node())
+        return nodes[: self.rank].count(nodes[self.rank])
+
     def local_ranks(self) -> int:
         """Number of ranks on this node that share its processors."""
         allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
