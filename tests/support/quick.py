@@ -4,6 +4,7 @@ SLOW = tuple(
     f"tests/{path}"
     for path in (
         *(
+            "cluster/",
             "fuzz/",
             "oracle/",
             "property/",
