@@ -228,7 +228,7 @@ def test_training_that_fails_ends_its_reader(lstm, gpu, lessons, monkeypatch):
         raise LstmCliError("no space left on device")
 
     monkeypatch.setattr("lstm_cli.workflows.train.training_folder.TrainingFolder.save", full)
-    monkeypatch.setattr(main, "_report_failure", lambda error, args: errors.append(error) or 1)
+    monkeypatch.setattr(main, "report_failure", lambda error, args: errors.append(error) or 1)
     gpu()
     arguments = (lessons / "train.yaml", lessons / "x.h5", "--output", lessons / "run")
     assert lstm("train", *arguments, "--device", "cuda").code == 1
