@@ -267,12 +267,13 @@ def _head(run: TrainingRun) -> list[Any]:
     start = f"weights {run.model.weights_name}"
     if run.epochs_before is not None:
         start = f"continues after epoch {run.epochs_before}"
+    ranks = f", on {run.exchange.size} ranks" if run.exchange.size > 1 else ""
     return [
         f"{run.model.config.name} · {setup.data.description}",
         f"{training} for training{validation} · loss {setup.train.loss}, "
         f"{setup.train.optimizer.type}, batches of {setup.train.batch_size}",
         f"{start} ({counted(run.model.network.parameter_count, 'parameter', grouped=True)})",
-        machine_line(engine),
+        machine_line(engine) + ranks,
     ]
 
 
@@ -328,6 +329,7 @@ def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
         "engine": engine.name,
         "dtype": engine.dtype,
         "threads": engine.threads,
+        "ranks": run.exchange.size,
         "output": report.files,
     }
 
