@@ -27,7 +27,7 @@ from lstm_cli.workflows.shape_check import (
     cell_options,
     data_problems,
     layer_title,
-    weights_problems,
+    misfit_describer,
 )
 from lstm_cli.workflows.weights_files import (
     read_weights,
@@ -388,8 +388,9 @@ def _compare_weights(
 ) -> tuple[list[Problem], dict[str, tuple[int, ...]], Normalization | None]:
     """Return a file's misfits, the shapes of its tensors, and its normalization if that fits."""
     tensors = tensors_for(config.specs, file)
-    problems = weights_problems(config, tensors, str(file.path), in_config=in_config)
     shapes = {name: value.shape for name, value in merge_biases(config.specs, tensors).items()}
+    describe = misfit_describer(config, str(file.path), in_config=in_config)
+    problems = describe(misfits(config.specs, shapes))
     misfit = any(name in problem.what for problem in problems for name in TENSOR_NAMES)
     return problems, shapes, None if misfit else Normalization.from_tensors(tensors)
 

@@ -31,6 +31,7 @@ from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
 from lstm_cli.network.state import StateCarry
+from lstm_cli.network.weights import make_immutable
 from lstm_cli.workflows.arguments import (
     checked_config,
     checked_flag,
@@ -40,7 +41,7 @@ from lstm_cli.workflows.arguments import (
     checked_text,
     checked_weights,
 )
-from lstm_cli.workflows.shape_check import check_weights, layer_title
+from lstm_cli.workflows.shape_check import layer_title, misfit_describer
 from lstm_cli.workflows.weights_files import (
     config_of,
     is_weights,
@@ -324,31 +325,21 @@ def assemble(
     source = config.weights if weights is None else weights
     if source is None:
         random = initialize(config.specs, config.init_scheme, config.init_seed, array_dtype(engine))
+        make_immutable(random)
         name = f"random, seed {config.init_seed}"
         return Model(Network(config.specs, random, engine), config, name)
     if isinstance(source, Mapping):
         arrays = {name: np.asarray(value) for name, value in source.items()}
-        return Model(_network(config, arrays, engine, None), config, "given")
+        describe = misfit_describer(config, None)
+        return Model(Network(config.specs, arrays, engine, describe), config, "given")
     if not isinstance(source, Imported):
         named_at = config.where("weights") if weights is None else None
         source = read_weights(source, options, named_at, config.specs)
-    tensors = tensors_for(config.specs, source)
-    network = _network(config, tensors, engine, str(source.path), in_config=weights is None)
+    describe = misfit_describer(config, str(source.path), in_config=weights is None)
+    network = Network(config.specs, tensors_for(config.specs, source), engine, describe)
     network.zero_states = zero_states_for(config.specs, source)
     notes = standing_notes(source, config)
     return Model(network, config, str(source.path), source.sha256, notes)
-
-
-def _network(
-    config: Config,
-    tensors: Mapping[str, Array],
-    engine: Engine,
-    file: str | None,
-    *,
-    in_config: bool = False,
-) -> Network:
-    check_weights(config, tensors, file, in_config=in_config)
-    return Network(config.specs, tensors, engine)
 
 
 def check_memory(config: Config, engine: Engine) -> None:

@@ -15,6 +15,7 @@ from lstm_cli.formats import registry
 from lstm_cli.formats.detection import detect_format_name
 from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.network.normalization import first_layer
+from lstm_cli.network.weights import make_immutable
 from lstm_cli.workflows.config_differences import (
     contradiction_note,
     contradictions,
@@ -83,7 +84,7 @@ def read_weights(
         The file cannot be read, or holds a layer or option that lstm-cli cannot represent.
     """
     try:
-        return registry.read(path, replace(options or ReadOptions(), layers=layers))
+        imported = registry.read(path, replace(options or ReadOptions(), layers=layers))
     except WeightsError as error:
         if named_at is None:
             raise
@@ -94,6 +95,8 @@ def read_weights(
             for p in error.problems
         ]
         raise WeightsError(problems, headline=error.headline) from None
+    make_immutable(imported.tensors)
+    return imported
 
 
 def config_of(

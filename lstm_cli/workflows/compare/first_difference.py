@@ -15,7 +15,7 @@ from lstm_cli.errors import WeightsError
 from lstm_cli.network.network import Network
 from lstm_cli.workflows.compare.diagnosis import listed
 from lstm_cli.workflows.compare.inputs import ComparedFile
-from lstm_cli.workflows.shape_check import check_data, check_weights
+from lstm_cli.workflows.shape_check import check_data, misfit_describer
 from lstm_cli.workflows.weights_files import tensors_for
 
 SEQUENCES = 64
@@ -157,8 +157,8 @@ def _network(file: ComparedFile) -> Network:
             hint="--config names a YAML config for the file that has none",
         )
     tensors = tensors_for(config.specs, file.imported)
-    check_weights(config, tensors, str(file.path))
-    return Network(config.specs, tensors, ReferenceEngine("float64"))
+    describe = misfit_describer(config, str(file.path))
+    return Network(config.specs, tensors, ReferenceEngine("float64"), describe)
 
 
 def _cut(batch: Batch, count: int, steps: int | None) -> Batch:

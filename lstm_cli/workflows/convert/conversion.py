@@ -24,7 +24,7 @@ from lstm_cli.network.normalization import (
     fold_noise,
     fold_obstacle,
 )
-from lstm_cli.network.weights import fit_weights
+from lstm_cli.network.weights import check_values, fit_weights
 from lstm_cli.output_files import AtomicFile, check_output_path, write_error
 from lstm_cli.workflows.config_differences import unstated_options
 from lstm_cli.workflows.convert.equivalence import (
@@ -37,7 +37,7 @@ from lstm_cli.workflows.convert.equivalence import (
 from lstm_cli.workflows.convert.reference_check import ReferenceCheck, check_reference
 from lstm_cli.workflows.data_notes import itemize
 from lstm_cli.workflows.model import check_memory, read_config
-from lstm_cli.workflows.shape_check import check_weights, layer_title
+from lstm_cli.workflows.shape_check import layer_title, misfit_describer
 from lstm_cli.workflows.weights_files import (
     config_of,
     read_weights,
@@ -371,15 +371,16 @@ def _folding(
 
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
     """Return the tensors that the layers need, in the layers' order, all of `dtype` if given."""
+    source = str(imported.path)
     tensors = tensors_for(config.specs, imported)
-    check_weights(config, tensors, str(imported.path))
-    fitted = fit_weights(config.specs, tensors, str(imported.path))
+    fitted = fit_weights(config.specs, tensors, source, misfit_describer(config, source))
     wide = {name: fitted.pop(name).astype(np.float64) for name in TENSOR_NAMES if name in fitted}
     if dtype is None:
         return {name: _as_float(value) for name, value in fitted.items()} | wide
     with np.errstate(over="ignore"):
-        cast = {name: value.astype(dtype) for name, value in fitted.items()} | wide
-    return fit_weights(config.specs, cast, f"{imported.path}, as {dtype}")
+        cast = {name: value.astype(dtype, copy=False) for name, value in fitted.items()} | wide
+    check_values(cast, f"{source}, as {dtype}")
+    return cast
 
 
 def _as_float(value: Array) -> Array:
