@@ -1,8 +1,8 @@
 """The Python interface, and the work behind each command; modules load at first use.
 
-`model` has `Model`, `build` and `load`, and the folder `train` has `Trainer`. The commands `run` and
-`inspect-shapes` have a file of their name, the others a folder. `shape_check` has the messages for
-wrong dimensions.
+`model` has `Model`, `build` and `load`, and the folder `train` has `Trainer`. The commands `run`
+and `inspect-shapes` have a file of their name, the others a folder. `shape_check` has the messages
+for wrong dimensions.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ from lstm_cli.workflows.shape_check import (
 )
 from lstm_cli.workflows.weights_files import (
     read_weights,
+    renumbered,
     standing_notes,
     stored_places,
-    tensors_for,
 )
 
 ROLES = {"W": "from x", "U": "from h", "b": "bias", "b_h": "bias of h", "p": "peephole"}
@@ -362,7 +362,7 @@ def inspect(
             wrong_data = data_problems(config, dataset)
             description = dataset.description
             batch, steps = min(batch, dataset.count), dataset.max_steps
-    places = {} if file is None else stored_places(config.specs, file)
+    places = {} if file is None else stored_places(renumbered(file, config.specs))
     layers = network_shapes(
         config, itemsize, batch=batch, steps=steps, file_shapes=file_shapes, places=places
     )
@@ -387,7 +387,7 @@ def _compare_weights(
     config: Config, file: Imported, *, in_config: bool
 ) -> tuple[list[Problem], dict[str, tuple[int, ...]], Normalization | None]:
     """Return a file's misfits, the shapes of its tensors, and its normalization if that fits."""
-    tensors = tensors_for(config.specs, file)
+    tensors = renumbered(file, config.specs).tensors
     shapes = {name: value.shape for name, value in merge_biases(config.specs, tensors).items()}
     describe = misfit_describer(config, str(file.path), in_config=in_config)
     problems = describe(misfits(config.specs, shapes))

@@ -46,9 +46,8 @@ from lstm_cli.workflows.weights_files import (
     config_of,
     is_weights,
     read_weights,
+    renumbered,
     standing_notes,
-    tensors_for,
-    zero_states_for,
 )
 
 CONFIG_HINT = "name a config of its layers: lstm_cli.load(path, config=...)"
@@ -336,8 +335,9 @@ def assemble(
         named_at = config.where("weights") if weights is None else None
         source = read_weights(source, options, named_at, config.specs)
     describe = misfit_describer(config, str(source.path), in_config=weights is None)
-    network = Network(config.specs, tensors_for(config.specs, source), engine, describe)
-    network.zero_states = zero_states_for(config.specs, source)
+    file = renumbered(source, config.specs)
+    network = Network(config.specs, file.tensors, engine, describe)
+    network.zero_states = file.zero_states
     notes = standing_notes(source, config)
     return Model(network, config, str(source.path), source.sha256, notes)
 

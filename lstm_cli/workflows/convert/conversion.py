@@ -41,10 +41,9 @@ from lstm_cli.workflows.shape_check import layer_title, misfit_describer
 from lstm_cli.workflows.weights_files import (
     config_of,
     read_weights,
+    renumbered,
     standing_notes,
-    tensors_for,
     with_reading_bias,
-    zero_states_for,
 )
 
 WRITTEN_ORDER: TmvaOrder = "slots"
@@ -162,7 +161,7 @@ def convert(
     config = config or config_of(imported, request.overrides, hint=CONFIG_HINT)
     tensors: Mapping[str, Array] = _fitted(config, imported, request.dtype)
     folding = None if target.name == "native" else _folding(config, tensors, imported, target)
-    zero_states = zero_states_for(config.specs, imported)
+    zero_states = renumbered(imported, config.specs).zero_states
     check = None
     if request.check is not None:
         check = check_reference(config, tensors, request.check, request.tolerance, zero_states)
@@ -372,7 +371,7 @@ def _folding(
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
     """Return the tensors that the layers need, in the layers' order, all of `dtype` if given."""
     source = str(imported.path)
-    tensors = tensors_for(config.specs, imported)
+    tensors = renumbered(imported, config.specs).tensors
     fitted = fit_weights(config.specs, tensors, source, misfit_describer(config, source))
     wide = {name: fitted.pop(name).astype(np.float64) for name in TENSOR_NAMES if name in fitted}
     if dtype is None:
