@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from lstm_cli.workflows.compare.comparison import FileComparison, FileSummary
     from lstm_cli.workflows.compare.diagnosis import Diagnosis
     from lstm_cli.workflows.compare.first_difference import Divergence
-    from lstm_cli.workflows.compare.inputs import ComparedFile
-    from lstm_cli.workflows.compare.metrics import ComparedBlock
+    from lstm_cli.workflows.compare.inputs import ComparedBlock, ComparedFile
 
 DIFFERENT = 1
 """Exit code of a difference, explained or unexplained."""

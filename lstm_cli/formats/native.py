@@ -128,7 +128,8 @@ def _array(path: Path, name: str, entry: Mapping[str, Any], codes: Mapping[str, 
             where=str(path),
         )
     try:
-        values = np.frombuffer(bytes(entry["data"]), code).reshape(entry["shape"])
+        data = memoryview(entry["data"]).toreadonly()
+        values = np.frombuffer(data, code).reshape(entry["shape"])
     except ValueError as error:
         raise WeightsError(
             f"{name} has a shape that no array can have",

@@ -27,7 +27,7 @@ from lstm_cli.errors import DataError, WeightsError, counted
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization
 from lstm_cli.network.results import Result, converted_gates, state_to_host
 from lstm_cli.network.state import as_array, check_steps, checked_lengths, checked_state
-from lstm_cli.network.weights import fit_weights
+from lstm_cli.network.weights import MisfitDescriber, fit_weights, is_finite, is_immutable
 
 
 class Network:
@@ -42,6 +42,8 @@ class Network:
         ``inputs.mean`` and ``inputs.scale`` the network normalizes its inputs.
     engine
         Engine that computes the layers.
+    describe
+        Function that describes misfits; see `fit_weights`.
 
     Attributes
     ----------
@@ -56,11 +58,17 @@ class Network:
         The weights do not fit the layers. The error names every misfit.
     """
 
-    def __init__(self, layers: Layers, weights: Mapping[str, Array], engine: Engine) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        weights: Mapping[str, Array],
+        engine: Engine,
+        describe: MisfitDescriber | None = None,
+    ) -> None:
         self.layers = tuple(layers)
         self.engine = engine
         self.zero_states: ZeroStates = {}
-        fitted = fit_weights(self.layers, weights)
+        fitted = fit_weights(self.layers, weights, describe=describe)
         self.normalization = Normalization.from_tensors(fitted)
         self._weights: dict[str, Array] | None = None
         self._engine_weights: dict[str, EngineArray] = {
@@ -301,9 +309,12 @@ def _read_only(value: Array) -> Array:
 
 
 def _cast(name: str, value: Array, dtype: str) -> Array:
+    """The tensor as kernels read it: the array itself if it fits and nothing can change it."""
     with np.errstate(over="ignore"):
-        cast = value.astype(dtype)
-    if not np.isfinite(cast).all():
+        cast = np.require(value, dtype, ["C", "A"])
+    if cast is value and not is_immutable(value):
+        return value.copy()
+    if cast is not value and not is_finite(cast):
         raise WeightsError(
             f"{name} holds values beyond {dtype}",
             expected=f"at most {np.finfo(dtype).max:g}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -46,6 +47,10 @@ class Misfit:
     mark: str
     what: str
     bias: bool | None = None
+
+
+MisfitDescriber: TypeAlias = Callable[[Sequence[Misfit]], list[Problem]]
+"""Function from all misfits of a network's weights to problems that name their origins."""
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -206,41 +211,84 @@ def _difference(parameter: Parameter, shape: tuple[int, ...]) -> tuple[str, str]
 
 
 def fit_weights(
-    layers: Layers, tensors: Mapping[str, Array], source: str | None = None
+    layers: Layers,
+    tensors: Mapping[str, Array],
+    source: str | None = None,
+    describe: MisfitDescriber | None = None,
 ) -> dict[str, Array]:
     """The tensors that the layers need, in order, and the inputs' normalization if present.
+
+    No tensor is copied, but for the sum of two biases.
 
     Parameters
     ----------
     source
         Name of the weights file, for errors.
+    describe
+        Function that describes all misfits. None: problems name `source` alone.
 
     Raises
     ------
     WeightsError
-        Names every tensor that is missing, superfluous, misshapen or not finite, and a scale of 0.
+        Names every tensor that is missing, superfluous or misshapen. If all fit, it names every
+        value that is not finite, and a scale of 0.
     """
     merged = merge_biases(layers, {name: np.asarray(value) for name, value in tensors.items()})
-    shape_misfits = misfits(layers, {name: value.shape for name, value in merged.items()})
-    where = (source,) if source else ()
-    problems = [Problem(misfit.what, where=where) for misfit in shape_misfits]
-    problems += [
-        Problem(what, where=where)
-        for name, value in merged.items()
-        if (what := _not_finite(name, value)) is not None
-    ]
+    wrong = misfits(layers, {name: value.shape for name, value in merged.items()})
+    if describe is None:
+        where = (source,) if source else ()
+        problems = [Problem(misfit.what, where=where) for misfit in wrong]
+    else:
+        problems = describe(wrong)
     if problems:
         raise WeightsError(problems)
+    check_values(merged, source)
     names = [*expected_tensors(layers), *(name for name in TENSOR_NAMES if name in merged)]
     return {name: merged[name] for name in names}
 
 
-def _not_finite(name: str, value: Array) -> str | None:
+def check_values(tensors: Mapping[str, Array], source: str | None = None) -> None:
+    """Check that all tensors hold finite real numbers, and that no scale is 0.
+
+    Raises
+    ------
+    WeightsError
+        Names every tensor that does not.
+    """
+    where = (source,) if source else ()
+    wrong = [what for name, value in tensors.items() if (what := _wrong_value(name, value))]
+    if wrong:
+        raise WeightsError([Problem(what, where=where) for what in wrong])
+
+
+def is_finite(value: Array) -> bool:
+    """Whether all numbers are finite; unlike `np.isfinite`, without an array of flags."""
+    with np.errstate(invalid="ignore"):
+        return not value.size or bool(np.isfinite(value.min()) and np.isfinite(value.max()))
+
+
+def is_immutable(value: Array) -> bool:
+    """Whether no array writes to the memory of this one."""
+    memory: object = value
+    while isinstance(memory, np.ndarray):
+        if memory.flags.writeable:
+            return False
+        memory = memory.base
+    return True
+
+
+def make_immutable(tensors: Mapping[str, Array]) -> None:
+    """Make arrays read-only, so that a network uses them without a copy."""
+    for value in tensors.values():
+        value.setflags(write=False)
+
+
+def _wrong_value(name: str, value: Array) -> str | None:
     if value.dtype.kind not in "fiu":
         return f"{name} holds {value.dtype} values, not real numbers"
     if name == SCALE and value.size and not value.all():
         return f"{name} is 0 at [{int(np.argmin(value != 0))}]: no value can be divided by it"
-    if value.dtype.kind != "f" or np.isfinite(value).all():
+    if value.dtype.kind != "f" or is_finite(value):
         return None
     at = np.unravel_index(int(np.argmin(np.isfinite(value))), value.shape)
     place = ", ".join(str(int(k)) for k in at)

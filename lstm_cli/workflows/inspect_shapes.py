@@ -27,13 +27,13 @@ from lstm_cli.workflows.shape_check import (
     cell_options,
     data_problems,
     layer_title,
-    weights_problems,
+    misfit_describer,
 )
 from lstm_cli.workflows.weights_files import (
     read_weights,
+    renumbered,
     standing_notes,
     stored_places,
-    tensors_for,
 )
 
 ROLES = {"W": "from x", "U": "from h", "b": "bias", "b_h": "bias of h", "p": "peephole"}
@@ -362,7 +362,7 @@ def inspect(
             wrong_data = data_problems(config, dataset)
             description = dataset.description
             batch, steps = min(batch, dataset.count), dataset.max_steps
-    places = {} if file is None else stored_places(config.specs, file)
+    places = {} if file is None else stored_places(renumbered(file, config.specs))
     layers = network_shapes(
         config, itemsize, batch=batch, steps=steps, file_shapes=file_shapes, places=places
     )
@@ -387,9 +387,10 @@ def _compare_weights(
     config: Config, file: Imported, *, in_config: bool
 ) -> tuple[list[Problem], dict[str, tuple[int, ...]], Normalization | None]:
     """Return a file's misfits, the shapes of its tensors, and its normalization if that fits."""
-    tensors = tensors_for(config.specs, file)
-    problems = weights_problems(config, tensors, str(file.path), in_config=in_config)
+    tensors = renumbered(file, config.specs).tensors
     shapes = {name: value.shape for name, value in merge_biases(config.specs, tensors).items()}
+    describe = misfit_describer(config, str(file.path), in_config=in_config)
+    problems = describe(misfits(config.specs, shapes))
     misfit = any(name in problem.what for problem in problems for name in TENSOR_NAMES)
     return problems, shapes, None if misfit else Normalization.from_tensors(tensors)
 

@@ -31,6 +31,7 @@ from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
 from lstm_cli.network.state import StateCarry
+from lstm_cli.network.weights import make_immutable
 from lstm_cli.workflows.arguments import (
     checked_config,
     checked_flag,
@@ -40,14 +41,13 @@ from lstm_cli.workflows.arguments import (
     checked_text,
     checked_weights,
 )
-from lstm_cli.workflows.shape_check import check_weights, layer_title
+from lstm_cli.workflows.shape_check import layer_title, misfit_describer
 from lstm_cli.workflows.weights_files import (
     config_of,
     is_weights,
     read_weights,
+    renumbered,
     standing_notes,
-    tensors_for,
-    zero_states_for,
 )
 
 CONFIG_HINT = "name a config of its layers: lstm_cli.load(path, config=...)"
@@ -324,31 +324,22 @@ def assemble(
     source = config.weights if weights is None else weights
     if source is None:
         random = initialize(config.specs, config.init_scheme, config.init_seed, array_dtype(engine))
+        make_immutable(random)
         name = f"random, seed {config.init_seed}"
         return Model(Network(config.specs, random, engine), config, name)
     if isinstance(source, Mapping):
         arrays = {name: np.asarray(value) for name, value in source.items()}
-        return Model(_network(config, arrays, engine, None), config, "given")
+        describe = misfit_describer(config, None)
+        return Model(Network(config.specs, arrays, engine, describe), config, "given")
     if not isinstance(source, Imported):
         named_at = config.where("weights") if weights is None else None
         source = read_weights(source, options, named_at, config.specs)
-    tensors = tensors_for(config.specs, source)
-    network = _network(config, tensors, engine, str(source.path), in_config=weights is None)
-    network.zero_states = zero_states_for(config.specs, source)
+    describe = misfit_describer(config, str(source.path), in_config=weights is None)
+    file = renumbered(source, config.specs)
+    network = Network(config.specs, file.tensors, engine, describe)
+    network.zero_states = file.zero_states
     notes = standing_notes(source, config)
     return Model(network, config, str(source.path), source.sha256, notes)
-
-
-def _network(
-    config: Config,
-    tensors: Mapping[str, Array],
-    engine: Engine,
-    file: str | None,
-    *,
-    in_config: bool = False,
-) -> Network:
-    check_weights(config, tensors, file, in_config=in_config)
-    return Network(config.specs, tensors, engine)
 
 
 def check_memory(config: Config, engine: Engine) -> None:

@@ -1,17 +1,17 @@
 """Misfits between config, weights and data: shapes, their origins, messages and hints.
 
-`weights_problems` and `data_problems` list all misfits, each with both shapes and their origins.
+`misfit_describer` describes the misfits of weights, and `data_problems` those of data. Each problem
+has both shapes and their origins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lstm_cli.cells import Cell
 from lstm_cli.config import Config
 from lstm_cli.engines.types import (
-    Array,
     DenseSpec,
     FlattenSpec,
     LayerSpec,
@@ -20,13 +20,12 @@ from lstm_cli.engines.types import (
 from lstm_cli.errors import (
     DataError,
     Problem,
-    WeightsError,
     counted,
     quote,
 )
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.normalization import TENSOR_NAMES
-from lstm_cli.network.weights import expected_tensors, merge_biases, misfits
+from lstm_cli.network.weights import Misfit, MisfitDescriber, expected_tensors
 from lstm_cli.workflows.weights_files import is_weights
 
 if TYPE_CHECKING:
@@ -64,10 +63,10 @@ def dimension_origins(config: Config, spec: LayerSpec, formula: str) -> tuple[st
     return tuple(places)
 
 
-def weights_problems(
-    config: Config, tensors: Mapping[str, Array], file: str | None, *, in_config: bool = False
-) -> list[Problem]:
-    """List every misfit between a config and weights, with the origin of both shapes.
+def misfit_describer(
+    config: Config, file: str | None, *, in_config: bool = False
+) -> MisfitDescriber:
+    """Return the function that describes misfits of weights with the origins of both shapes.
 
     Parameters
     ----------
@@ -82,41 +81,40 @@ def weights_problems(
         hint = f"lstm-cli inspect-shapes {quote(file)} shows what the file holds"
     if in_config:
         hint = f"{NO_WEIGHTS}; {hint}"
-    merged = merge_biases(config.specs, tensors)
-    expected = expected_tensors(config.specs)
-    problems = []
-    all_misfits = misfits(config.specs, {key: v.shape for key, v in merged.items()})
-    settings = {misfit.layer: misfit.bias for misfit in all_misfits if misfit.bias is not None}
-    setting = " ".join(
-        f"--set model.layers.{k}.bias={str(bias).lower()}" for k, bias in settings.items()
-    )
-    for misfit in all_misfits:
-        places: tuple[str, ...] = ()
-        if misfit.name in TENSOR_NAMES:
-            places = dimension_origins(config, config.specs[0], "(D,)")
-        if misfit.name in expected:
-            spec, parameter = expected[misfit.name]
-            places = dimension_origins(config, spec, parameter.formula)
-        if misfit.found is not None:
-            places += (f"{misfit.found} is {misfit.name} in {source}",)
-        else:
-            places += (f"not in {source}",)
-        if misfit.bias is not None:
-            line = config.where("model", "layers", misfit.layer or 0, "bias")
-            places += (f"bias: {str(not misfit.bias).lower()} in layers[{misfit.layer}], {line}",)
-        problems.append(
-            Problem(misfit.what, where=places, hint=hint if misfit.bias is None else setting)
+
+    def describe(misfits: Sequence[Misfit]) -> list[Problem]:
+        biases = {misfit.layer: misfit.bias for misfit in misfits if misfit.bias is not None}
+        setting = " ".join(
+            f"--set model.layers.{k}.bias={str(bias).lower()}" for k, bias in biases.items()
         )
-    return problems
+        return [
+            Problem(
+                misfit.what,
+                where=_misfit_origins(config, misfit, source),
+                hint=hint if misfit.bias is None else setting,
+            )
+            for misfit in misfits
+        ]
+
+    return describe
 
 
-def check_weights(
-    config: Config, tensors: Mapping[str, Array], file: str | None, *, in_config: bool = False
-) -> None:
-    """Raise WeightsError with every misfit of `weights_problems`, if there is any."""
-    problems = weights_problems(config, tensors, file, in_config=in_config)
-    if problems:
-        raise WeightsError(problems)
+def _misfit_origins(config: Config, misfit: Misfit, source: str) -> tuple[str, ...]:
+    expected = expected_tensors(config.specs)
+    places: tuple[str, ...] = ()
+    if misfit.name in TENSOR_NAMES:
+        places = dimension_origins(config, config.specs[0], "(D,)")
+    if misfit.name in expected:
+        spec, parameter = expected[misfit.name]
+        places = dimension_origins(config, spec, parameter.formula)
+    if misfit.found is not None:
+        places += (f"{misfit.found} is {misfit.name} in {source}",)
+    else:
+        places += (f"not in {source}",)
+    if misfit.bias is not None:
+        line = config.where("model", "layers", misfit.layer or 0, "bias")
+        places += (f"bias: {str(not misfit.bias).lower()} in layers[{misfit.layer}], {line}",)
+    return places
 
 
 def data_problems(config: Config, data: SequenceData, *, learning: bool = True) -> list[Problem]:

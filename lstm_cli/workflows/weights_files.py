@@ -9,12 +9,13 @@ from pathlib import Path
 
 from lstm_cli import config as configs
 from lstm_cli.config import Config
-from lstm_cli.engines.types import Array, Layers, ZeroStates, lacks_bias, with_biases
+from lstm_cli.engines.types import Array, Layers, lacks_bias, with_biases
 from lstm_cli.errors import LstmCliError, WeightsError, quote
 from lstm_cli.formats import registry
 from lstm_cli.formats.detection import detect_format_name
 from lstm_cli.formats.interchange import Imported, ReadOptions, TensorSource
 from lstm_cli.network.normalization import first_layer
+from lstm_cli.network.weights import make_immutable
 from lstm_cli.workflows.config_differences import (
     contradiction_note,
     contradictions,
@@ -83,7 +84,7 @@ def read_weights(
         The file cannot be read, or holds a layer or option that lstm-cli cannot represent.
     """
     try:
-        return registry.read(path, replace(options or ReadOptions(), layers=layers))
+        imported = registry.read(path, replace(options or ReadOptions(), layers=layers))
     except WeightsError as error:
         if named_at is None:
             raise
@@ -94,6 +95,8 @@ def read_weights(
             for p in error.problems
         ]
         raise WeightsError(problems, headline=error.headline) from None
+    make_immutable(imported.tensors)
+    return imported
 
 
 def config_of(
@@ -136,14 +139,34 @@ def _stem(path: Path) -> str:
     return path.stem
 
 
-def tensors_for(layers: Layers, imported: Imported) -> Mapping[str, Array]:
-    """Return a file's tensors under the layer numbers of a config.
+def renumbered(imported: Imported, layers: Layers) -> Imported:
+    """Return a file with the layer numbers of a config.
 
     Few formats store layers without weights, such as dropout. So a foreign file's layers are
     numbered in order, if the config has the same number of layers with weights.
     """
-    numbers = _layer_numbers(layers, imported)
-    return {_renumbered(name, numbers): value for name, value in imported.tensors.items()}
+    of_file = sorted({int(m[1]) for name in imported.tensors if (m := _LAYER.fullmatch(name))})
+    of_config = [spec.index for spec in layers if spec.parameters()]
+    if imported.format == "native" or len(of_file) != len(of_config) or of_file == of_config:
+        return imported
+    numbers = dict(zip(of_file, of_config, strict=True))
+
+    def native(name: str) -> str:
+        match = _LAYER.fullmatch(name)
+        if match is None or int(match[1]) not in numbers:
+            return name
+        return f"layers.{numbers[int(match[1])]}.{match[2]}"
+
+    return replace(
+        imported,
+        tensors={native(name): value for name, value in imported.tensors.items()},
+        split_biases={native(name): value for name, value in imported.split_biases.items()},
+        sources=tuple(replace(s, native=native(s.native)) for s in imported.sources),
+        zero_states={
+            (numbers.get(k, k), letter): sides
+            for (k, letter), sides in imported.zero_states.items()
+        },
+    )
 
 
 def with_reading_bias(
@@ -159,45 +182,16 @@ def with_reading_bias(
     return config.with_biases([first.index]), with_biases(first, tensors)[1]
 
 
-def stored_places(
-    layers: Layers, imported: Imported
-) -> dict[tuple[str, str], tuple[TensorSource, ...]]:
+def stored_places(imported: Imported) -> dict[tuple[str, str], tuple[TensorSource, ...]]:
     """Return the places in a foreign file of every block, by native tensor and gate.
 
-    A block that is the sum of two tensors has two places. Layers have the numbers of the
-    config; see `tensors_for`.
+    A block that is the sum of two tensors has two places.
     """
-    if imported.format == "native":
-        return {}
-    numbers = _layer_numbers(layers, imported)
     places: dict[tuple[str, str], tuple[TensorSource, ...]] = {}
-    for stored in imported.sources:
-        native = _renumbered(stored.native, numbers)
-        key = native, stored.block
-        places[key] = (*places.get(key, ()), replace(stored, native=native))
+    for stored in imported.sources if imported.format != "native" else ():
+        key = stored.native, stored.block
+        places[key] = (*places.get(key, ()), stored)
     return places
-
-
-def zero_states_for(layers: Layers, imported: Imported) -> ZeroStates:
-    """Return the initial states that a file's model holds at 0, by layer number of a config."""
-    numbers = _layer_numbers(layers, imported)
-    return {(numbers.get(k, k), letter): v for (k, letter), v in imported.zero_states.items()}
-
-
-def _layer_numbers(layers: Layers, imported: Imported) -> dict[int, int]:
-    """Map a file's number of each layer with weights to the config's number."""
-    of_file = sorted({int(m[1]) for name in imported.tensors if (m := _LAYER.fullmatch(name))})
-    of_config = [spec.index for spec in layers if spec.parameters()]
-    if imported.format == "native" or len(of_file) != len(of_config):
-        of_config = of_file
-    return dict(zip(of_file, of_config, strict=True))
-
-
-def _renumbered(name: str, numbers: Mapping[int, int]) -> str:
-    match = _LAYER.fullmatch(name)
-    if match is None or int(match[1]) not in numbers:
-        return name
-    return f"layers.{numbers[int(match[1])]}.{match[2]}"
 
 
 def standing_notes(imported: Imported, config: Config, alone: str | None = None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
+from lstm_cli.network.difference import largest_difference, scaled_difference
 from lstm_cli.training.optimizers import Optimizer
 from lstm_cli.workflows.bench.results import PeerAgreement
 
@@ -22,9 +23,6 @@ NOISE = 1e-3
 """Smallest scale of a tensor's gradients, as a share of the largest gradient of all tensors.
 
 Tensors with smaller gradients are sums whose terms cancel, and the rest is rounding."""
-
-BLOCK = 1 << 24
-"""Numbers compared at a time, to bound memory."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,7 @@ def output_agreement(
     if np.shape(expected) != np.shape(actual):
         return PeerAgreement(float("inf"), tolerance, False, what)
     expected, actual = np.atleast_1d(expected), np.atleast_1d(actual)
-    largest = [0.0]
-    rows = max(1, BLOCK * len(expected) // max(expected.size, 1))
-    for first in range(0, len(expected), rows):
-        part = slice(first, first + rows)
-        a, b = np.asarray(expected[part], np.float64), np.asarray(actual[part], np.float64)
-        with np.errstate(invalid="ignore"):
-            scaled = np.abs(a - b) / np.maximum(1.0, np.abs(a))
-        largest.append(float(scaled.max(initial=0.0)))
-    return _within(float(np.max(largest)), tolerance, what)  # the maximum keeps a NaN
+    return _within(largest_difference(expected, actual, scaled_difference).value, tolerance, what)
 
 
 def gradient_agreement(

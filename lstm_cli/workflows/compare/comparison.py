@@ -17,8 +17,14 @@ from lstm_cli.engines.types import (
 )
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, Rounding
 from lstm_cli.workflows.compare.diagnosis import Diagnosis, diagnose
-from lstm_cli.workflows.compare.inputs import ComparedFile, ComparedLayer, without_normalization
-from lstm_cli.workflows.compare.metrics import ComparedBlock, block_metrics, compared_blocks
+from lstm_cli.workflows.compare.inputs import (
+    ComparedBlock,
+    ComparedFile,
+    ComparedLayer,
+    block_metrics,
+    compared_blocks,
+    without_normalization,
+)
 from lstm_cli.workflows.compare.pairing import LayerPair, paired_layers
 from lstm_cli.workflows.config_differences import TRAINING_OPTIONS
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lstm_cli.formats.gates import NATIVE_GATES
-from lstm_cli.workflows.compare import known_errors
-from lstm_cli.workflows.compare.inputs import SYMBOLS
-from lstm_cli.workflows.compare.known_errors import (
+from lstm_cli.workflows.compare.inputs import SYMBOLS, ComparedBlock
+from lstm_cli.workflows.compare.matching import LAYOUT_PHRASES, TensorMatch
+from lstm_cli.workflows.compare.pairing import (
     BIAS_PAIR,
     BIAS_SPLITS,
+    LABELS_FOR_SLOTS,
     OTHER_SPLIT,
+    PERMUTED_UNITS,
+    PERMUTED_UNITS_AND_COLUMNS,
+    SLOTS_FOR_LABELS,
     SPLITS_THAT_KEEP_SUM,
-)
-from lstm_cli.workflows.compare.matching import LAYOUT_PHRASES, TensorMatch
-from lstm_cli.workflows.compare.metrics import ComparedBlock
-from lstm_cli.workflows.compare.pairing import (
     DirectionMatch,
     LayerPair,
     Place,
@@ -398,13 +398,13 @@ class _Subject:
 
 PLURAL = {"is": "are", "has": "have", "holds": "hold"}
 ERROR_PHRASES = {
-    known_errors.LABELS_FOR_SLOTS: "W and U of B are A's as TMVA's elements give them when they "
+    LABELS_FOR_SLOTS: "W and U of B are A's as TMVA's elements give them when they "
     "are read by their labels",
-    known_errors.SLOTS_FOR_LABELS: "W and U of B are A's as TMVA's elements give them when those "
+    SLOTS_FOR_LABELS: "W and U of B are A's as TMVA's elements give them when those "
     "of an older file are read by their slots",
-    known_errors.PERMUTED_UNITS: "B is A with its units in another order, the same in every gate: "
+    PERMUTED_UNITS: "B is A with its units in another order, the same in every gate: "
     "the same layer, but for the order of its outputs",
-    known_errors.PERMUTED_UNITS_AND_COLUMNS: "B is A with its units in another order, the same in "
+    PERMUTED_UNITS_AND_COLUMNS: "B is A with its units in another order, the same in "
     "every gate, and its inputs in another: the same layer, but for the order of what it reads "
     "and gives",
 }

@@ -12,11 +12,11 @@ from lstm_cli.data import Batch, SequenceData
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DIRECTIONS, Array, LayerResult, LayerSpec
 from lstm_cli.errors import WeightsError
+from lstm_cli.network.difference import absolute_difference, largest
 from lstm_cli.network.network import Network
 from lstm_cli.workflows.compare.diagnosis import listed
 from lstm_cli.workflows.compare.inputs import ComparedFile
-from lstm_cli.workflows.shape_check import check_data, check_weights
-from lstm_cli.workflows.weights_files import tensors_for
+from lstm_cli.workflows.shape_check import check_data, misfit_describer
 
 SEQUENCES = 64
 """Most sequences that are run, counted from the first."""
@@ -156,9 +156,9 @@ def _network(file: ComparedFile) -> Network:
             expected="a config in the file, or with --config",
             hint="--config names a YAML config for the file that has none",
         )
-    tensors = tensors_for(config.specs, file.imported)
-    check_weights(config, tensors, str(file.path))
-    return Network(config.specs, tensors, ReferenceEngine("float64"))
+    describe = misfit_describer(config, str(file.path))
+    tensors = file.imported.tensors
+    return Network(config.specs, tensors, ReferenceEngine("float64"), describe)
 
 
 def _cut(batch: Batch, count: int, steps: int | None) -> Batch:
@@ -284,12 +284,9 @@ class DifferenceFinder:
         self, layer: int, direction: str, value: str, a: Array, b: Array
     ) -> ValueDifference:
         """Return the difference of two arrays (N, T, F) or (N, F)."""
-        with np.errstate(all="ignore"):
-            size = np.abs(a - b).max(axis=-1, initial=0.0)  # (N, T) or (N,)
-        size = np.where(np.isnan(size), np.where(_same_nan(a, b), 0.0, np.inf), size)
-        per_step = size.ndim == 2
-        at = np.unravel_index(int(np.argmax(size)), size.shape)
-        first = self._first(size, direction) if per_step else _first_row(size, self.threshold)
+        size = absolute_difference(a, b)
+        worst = largest(size)
+        first = self._first((size > self.threshold).any(axis=-1), direction)
         turn, row, step = first if first is not None else (None, None, None)
         return ValueDifference(
             layer,
@@ -298,31 +295,25 @@ class DifferenceFinder:
             turn,
             step,
             None if row is None else self.number + row,
-            float(size[at]),
-            self.number + int(at[0]),
-            int(at[1]) if per_step else None,
+            worst.value,
+            self.number + worst.sequence,
+            worst.step,
         )
 
-    def _first(self, size: Array, direction: str) -> tuple[int, int, int] | None:
-        """Return turn, row and step of the first difference above the threshold."""
-        rows, steps = np.nonzero(size > self.threshold)
+    def _first(self, exceeds: Any, direction: str) -> tuple[int, int, int | None] | None:
+        """Return turn, row and step of the first difference, of flags (N, T) or (N,)."""
+        rows, *steps = np.nonzero(exceeds)
         if not len(rows):
             return None
-        turns = steps
+        if not steps:
+            return 0, int(rows[0]), None
+        turns = steps[0]
         if direction == "reverse":
-            lengths = np.full(len(size), size.shape[1]) if self.lengths is None else self.lengths
-            turns = lengths[rows] - 1 - steps
+            T = exceeds.shape[1]
+            lengths = np.full(len(exceeds), T) if self.lengths is None else self.lengths
+            turns = lengths[rows] - 1 - turns
         k = int(np.lexsort((rows, turns))[0])
-        return int(turns[k]), int(rows[k]), int(steps[k])
-
-
-def _first_row(size: Array, threshold: float) -> tuple[int, int, None] | None:
-    rows = np.flatnonzero(size > threshold)
-    return (0, int(rows[0]), None) if len(rows) else None
-
-
-def _same_nan(a: Array, b: Array) -> Array:
-    return np.asarray((np.isnan(a) == np.isnan(b)).all(axis=-1))
+        return int(turns[k]), int(rows[k]), int(steps[0][k])
 
 
 def difference_sentence(differences: Sequence[ValueDifference], threshold: float) -> str:

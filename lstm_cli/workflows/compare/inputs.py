@@ -1,9 +1,10 @@
-"""Inputs of a comparison: two weights files, as layers and directions of tensors."""
+"""Two weights files as layers, directions and blocks, and metrics of each pair of blocks."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lstm_cli.config import Config
 from lstm_cli.engines.types import DIRECTIONS, Array, DenseSpec, RecurrentSpec
 from lstm_cli.formats.gates import KIND_OF_GATES, NATIVE_GATES, PEEPHOLE_GATES
 from lstm_cli.formats.interchange import Imported, ReadOptions
+from lstm_cli.network.difference import absolute_difference, float64_chunks, largest
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_obstacle
 from lstm_cli.network.weights import merge_biases, misfits
 from lstm_cli.workflows.config_differences import contradiction_note, contradictions
@@ -21,7 +23,7 @@ from lstm_cli.workflows.weights_files import (
     config_of,
     described_config,
     read_weights,
-    tensors_for,
+    renumbered,
     with_reading_bias,
 )
 
@@ -106,6 +108,8 @@ class ComparedFile:
         Tensors whose names belong to no layer.
     assumed
         Options that the file does not state, as pairs of layer and key.
+    imported
+        The file, with the layer numbers of the config.
     """
 
     label: str
@@ -145,11 +149,12 @@ def read_compared_file(
         settings = []
     if requested is not None:
         notes += _contradictions(requested, imported, used=config is requested)
-    tensors, halves = _renumbered(imported, config)
-    grouped, others = _grouped(tensors)
+    if config is not None:
+        imported = renumbered(imported, config.specs)
+    grouped, others = _grouped(imported.tensors)
     if config is requested and requested is not None:
         config = _with_stored_biases(requested, grouped)
-    pairs, _ = _grouped(halves)
+    pairs, _ = _grouped(imported.split_biases)
     return ComparedFile(
         label,
         Path(path),
@@ -215,7 +220,7 @@ def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None
     config = side.config
     if config is None or not set(TENSOR_NAMES) <= side.others.keys():
         return None
-    tensors = merge_biases(config.specs, tensors_for(config.specs, side.imported))
+    tensors = merge_biases(config.specs, side.imported.tensors)
     shapes = {name: value.shape for name, value in tensors.items()}
     if misfits(config.specs, shapes):
         return None
@@ -230,21 +235,6 @@ def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None
     grouped, _ = _grouped(fold(config.specs, weights, Normalization.from_tensors(tensors)))
     layers = tuple(_layer(k, grouped[k], config, {}) for k in sorted(grouped))
     return replace(side, config=config, layers=layers, others={})
-
-
-def _renumbered(
-    imported: Imported, config: Config | None
-) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-    """Return tensors and the two parts of biases, under the layer numbers of the config."""
-    if config is None:
-        return imported.tensors, imported.split_biases
-    both = {**imported.tensors, **imported.split_biases}
-    names = tensors_for(config.specs, replace(imported, tensors=both))
-    renamed = dict(zip(both, names, strict=True))
-    return (
-        {renamed[name]: value for name, value in imported.tensors.items()},
-        {renamed[name]: value for name, value in imported.split_biases.items()},
-    )
 
 
 def _grouped(
@@ -325,3 +315,148 @@ def _title(kind: str, tensors: Mapping[str, Array], directions: int) -> str:
     size = last.shape[0] if kind == "dense" or "weight_hr" in tensors else last.shape[1]
     both = ", both directions" if directions == 2 else ""
     return f"{kind} {matrix.shape[1]} → {size * directions}{both}"
+
+
+@dataclass(frozen=True)
+class BlockMetrics:
+    """Metrics of two blocks of one shape.
+
+    Attributes
+    ----------
+    difference
+        Largest absolute difference of two elements; infinite where one is NaN.
+    relative
+        That difference over the largest absolute element of A; None where that is 0.
+    norm_a, norm_b
+        Square roots of the sums of squares.
+    correlation
+        Pearson's correlation over the elements; None where one side is constant.
+    """
+
+    difference: float
+    relative: float | None
+    norm_a: float
+    norm_b: float
+    correlation: float | None
+
+
+@dataclass(frozen=True)
+class ComparedBlock:
+    """One gate's matrix or vector on both sides: a row of the table of a comparison.
+
+    Attributes
+    ----------
+    layer
+        Index of the layer in A; in B where A has no such layer.
+    kind, direction, gate, matrix
+        Such as ``lstm``, ``reverse``, ``f``, ``U``; `gate` is empty for a tensor without gates.
+    tensor
+        Name of the tensor within its layer.
+    shape_a, shape_b
+        Shapes of the block; None: the file has no such block.
+    figures
+        Metrics; None: the shapes differ.
+    equal
+        Every element is within the tolerance.
+    gates
+        Number of gates that the tensor stacks; 0 if it stacks none.
+    """
+
+    layer: int
+    kind: str
+    direction: str
+    gate: str
+    matrix: str
+    tensor: str
+    shape_a: tuple[int, ...] | None
+    shape_b: tuple[int, ...] | None
+    figures: BlockMetrics | None
+    equal: bool
+    gates: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name in the equations: ``U_f``."""
+        return f"{self.matrix}_{self.gate}" if self.gate else self.matrix
+
+
+def block_metrics(a: Array, b: Array) -> BlockMetrics:
+    """Return the metrics of two arrays of one shape, of at least one axis."""
+    difference = size_a = 0.0
+    sums = np.zeros(5)
+    with np.errstate(all="ignore"):
+        for x, y in float64_chunks(a, b):
+            difference = max(difference, largest(absolute_difference(x, y)).value)
+            size_a = max(size_a, float(np.abs(x).max(initial=0.0)))
+            x, y = x.ravel(), y.ravel()
+            sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y]
+        relative = difference / size_a if size_a > 0 else None
+        norms = np.sqrt(sums[2:4])
+        correlation = _correlation(sums, a.size)
+        return BlockMetrics(difference, relative, float(norms[0]), float(norms[1]), correlation)
+
+
+def _correlation(sums: Array, count: int) -> float | None:
+    a, b, aa, bb, ab = (float(value) for value in sums)
+    variances = (aa - a * a / count, bb - b * b / count) if count else (0.0, 0.0)
+    # Equal numbers have a variance of some rounding, not of 0.
+    if not (variances[0] > 1e-12 * aa and variances[1] > 1e-12 * bb):
+        return None
+    value = (ab - a * b / count) / math.sqrt(variances[0]) / math.sqrt(variances[1])
+    return max(-1.0, min(1.0, value)) if math.isfinite(value) else None
+
+
+def norm(values: Array) -> float:
+    """Return the square root of the sum of squares."""
+    with np.errstate(all="ignore"):
+        squares = sum(float((x * x).sum()) for x, _ in float64_chunks(values, values[:0]))
+    return math.sqrt(squares) if math.isfinite(squares) else math.inf
+
+
+def compared_blocks(
+    a: ComparedLayer,
+    b: ComparedLayer,
+    one: ComparedDirection | None,
+    other: ComparedDirection | None,
+    tolerance: float,
+) -> Iterator[ComparedBlock]:
+    """Yield the blocks of one direction of two layers; one side may lack the direction."""
+    tensors_a = {} if one is None else one.tensors
+    tensors_b = {} if other is None else other.tensors
+    direction = one or other
+    direction_name = "" if direction is None or a.kind == "dense" else direction.name
+    for tensor in dict.fromkeys([*tensors_a, *tensors_b]):
+        x, y = tensors_a.get(tensor), tensors_b.get(tensor)
+        layer = a if tensor in tensors_a else b
+        gates = layer.gates(tensor)
+        if x is not None and y is not None and x.shape != y.shape and x.shape == y.shape[::-1]:
+            gates = ()  # the rows of a transposed tensor are not gates
+        for k, gate in enumerate(gates or ("",)):
+            rows_a, rows_b = (_gate_rows(value, k, len(gates)) for value in (x, y))
+            metrics = None
+            if rows_a is not None and rows_b is not None and rows_a.shape == rows_b.shape:
+                metrics = block_metrics(rows_a, rows_b)
+            yield ComparedBlock(
+                a.index,
+                a.kind,
+                direction_name,
+                gate,
+                SYMBOLS.get(tensor, tensor),
+                tensor,
+                None if rows_a is None else rows_a.shape,
+                None if rows_b is None else rows_b.shape,
+                metrics,
+                metrics is not None and metrics.difference <= tolerance,
+                len(gates),
+            )
+
+
+def _gate_rows(value: Array | None, k: int, gates: int) -> Array | None:
+    """Return the rows of the k-th gate; all rows if their number is no multiple of the gates."""
+    if value is None:
+        return None
+    value = np.atleast_1d(value)
+    if gates < 2 or len(value) % gates:
+        return value
+    rows = len(value) // gates
+    return value[k * rows : (k + 1) * rows]

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.workflows.compare.metrics import float64_chunks
+from lstm_cli.network.difference import float64_chunks
 
 EPS = float(np.finfo(np.float32).eps)
 ADDITION_SLACK = 4 * EPS

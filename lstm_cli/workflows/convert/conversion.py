@@ -12,7 +12,7 @@ import numpy as np
 
 from lstm_cli.config import Config
 from lstm_cli.engines.reference.engine import ReferenceEngine
-from lstm_cli.engines.types import Array, RecurrentSpec, ZeroStates
+from lstm_cli.engines.types import Array, RecurrentSpec
 from lstm_cli.errors import LstmCliError, Problem, UsageError, WeightsError, counted
 from lstm_cli.formats import registry
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions, TmvaOrder, WriteOptions
@@ -24,7 +24,7 @@ from lstm_cli.network.normalization import (
     fold_noise,
     fold_obstacle,
 )
-from lstm_cli.network.weights import fit_weights
+from lstm_cli.network.weights import check_values, fit_weights
 from lstm_cli.output_files import AtomicFile, check_output_path, write_error
 from lstm_cli.workflows.config_differences import unstated_options
 from lstm_cli.workflows.convert.equivalence import (
@@ -37,14 +37,13 @@ from lstm_cli.workflows.convert.equivalence import (
 from lstm_cli.workflows.convert.reference_check import ReferenceCheck, check_reference
 from lstm_cli.workflows.data_notes import itemize
 from lstm_cli.workflows.model import check_memory, read_config
-from lstm_cli.workflows.shape_check import check_weights, layer_title
+from lstm_cli.workflows.shape_check import layer_title, misfit_describer
 from lstm_cli.workflows.weights_files import (
     config_of,
     read_weights,
+    renumbered,
     standing_notes,
-    tensors_for,
     with_reading_bias,
-    zero_states_for,
 )
 
 WRITTEN_ORDER: TmvaOrder = "slots"
@@ -157,30 +156,47 @@ def convert(
     target = target_format(destination, request.to)
     _check_paths(source, destination, target, request)
     config = None if request.config is None else read_config(request.config, request.overrides)
-    layers = None if config is None else config.specs
-    imported = read_weights(source, request.reading, layers=layers)
+    specs = None if config is None else config.specs
+    imported = read_weights(source, request.reading, layers=specs)
     config = config or config_of(imported, request.overrides, hint=CONFIG_HINT)
     tensors: Mapping[str, Array] = _fitted(config, imported, request.dtype)
     folding = None if target.name == "native" else _folding(config, tensors, imported, target)
-    zero_states = zero_states_for(config.specs, imported)
+    zero_states = renumbered(imported, config.specs).zero_states
     check = None
     if request.check is not None:
         check = check_reference(config, tensors, request.check, request.tolerance, zero_states)
-    job = _Job(imported, destination, target, request, zero_states, folding)
-    if folding is None:
-        output = job.run(config, tensors)
-    else:
-        output = job.run(folding.config, folding.tensors)
+    written, weights = (config, tensors) if folding is None else (folding.config, folding.tensors)
+    with unverified_file(destination, force=request.force) as file:
+        notes = registry.write(file.path, target.name, _export(written, weights), request.writing)
+        back, read_back, implied = _read_back(file.path, destination, target, written)
+        proof = _prove(written, weights, read_back, folding)
+        if not proof.holds:
+            raise _proof_error(proof, imported.path, destination, target)
+        tensors_only = _holds_tensors_only(target, destination)
+        notes += unstated_options(written, implied, destination, tensors_only=tensors_only)
+        if target.name != "onnx" or request.writing.states:
+            notes += tuple(
+                f"{destination} takes an initial {letter} in layer {index}, which the source "
+                "begins with 0"
+                for index, letter in zero_states
+            )
+        if folding is not None:
+            notes = (folding.note(read_back), *notes)
+    layers = tuple(_converted_layers(config, weights))
+    kinds = {spec.kind for spec in written.specs}
     return Conversion(
-        _converted_file(imported, imported.path, output.kinds),
-        _converted_file(output.imported, destination, output.kinds),
-        tuple(_converted_layers(config, output.tensors)),
-        sum(output.tensors[name].size for spec in config.specs for name in spec.parameters()),
-        _narrowest(output.tensors.values()),
-        (*standing_notes(imported, config, "leave out --config"), *output.notes),
-        output.proof,
+        _converted_file(imported, imported.path, kinds),
+        _converted_file(back, destination, kinds),
+        layers,
+        sum(layer.parameters for layer in layers),
+        _narrowest(weights.values()),
+        (
+            *standing_notes(imported, config, "leave out --config"),
+            *(_with_final_name(note, file.path, destination) for note in notes),
+        ),
+        proof,
         check,
-        output.warnings,
+        () if folding is None else folding.warnings(read_back),
     )
 
 
@@ -201,78 +217,22 @@ def _check_paths(
     check_output_path(destination, option="DST", force=request.force, suffix=target.suffixes[0])
 
 
-@dataclass(frozen=True)
-class _Output:
-    """The file that was written and read back.
-
-    Attributes
-    ----------
-    tensors, kinds
-        Tensors that were written, and the kinds of layers.
-    imported
-        The file, read back.
-    """
-
-    tensors: Mapping[str, Array]
-    kinds: set[str]
-    imported: Imported
-    proof: Equivalence
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Task that writes a network and renames the file once it is proven correct."""
-
-    source: Imported
-    destination: Path
-    target: Format
-    request: ConversionRequest
-    zero_states: ZeroStates
-    folding: _Folding | None
-
-    def run(self, config: Config, tensors: Mapping[str, Array]) -> _Output:
-        """Write the network, read it back, prove that both agree, and rename the file."""
-        folding, target, destination = self.folding, self.target, self.destination
-        with unverified_file(destination, force=self.request.force) as file:
-            export = _export(config, tensors)
-            notes = registry.write(file.path, target.name, export, self.request.writing)
-            tensors_only = _holds_tensors_only(target, destination)
-            reading = ReadOptions(tmva_order=WRITTEN_ORDER)
-            biased = layers_needing_biases(target.name, config.specs)
-            known = config.with_biases(biased) if tensors_only else None
-            back = read_weights(file.path, reading, layers=None if known is None else known.specs)
-            back_config = known or config_of(back)
-            read_back = ComparedNetwork(back_config.specs, _fitted(back_config, back))
-            proof = _prove(config, tensors, read_back, folding)
-            if not proof.holds:
-                raise _proof_error(proof, self.source.path, destination, target)
-            implied = _implied_config(back, reading)
-            notes = (
-                *notes,
-                *unstated_options(config, implied, destination, tensors_only=tensors_only),
-            )
-            if target.name != "onnx" or self.request.writing.states:
-                notes += tuple(self._state_notes())
-            if folding is not None:
-                notes = (folding.note(read_back), *notes)
-            file.keep()
-        return _Output(
-            tensors,
-            {spec.kind for spec in config.specs},
-            back,
-            proof,
-            tuple(map(file.renamed, notes)),
-            () if folding is None else folding.warnings(read_back),
-        )
-
-    def _state_notes(self) -> Iterator[str]:
-        for index, letter in self.zero_states:
-            yield (
-                f"{self.destination} takes an initial {letter} in layer {index}, which the source "
-                "begins with 0"
-            )
+def _read_back(
+    path: Path, destination: Path, target: Format, written: Config
+) -> tuple[Imported, ComparedNetwork, Config | None]:
+    """Return a written file, its network, and the config that it implies without another."""
+    reading = ReadOptions(tmva_order=WRITTEN_ORDER)
+    if not _holds_tensors_only(target, destination):
+        back = read_weights(path, reading)
+        config = config_of(back)
+        return back, ComparedNetwork(config.specs, _fitted(config, back)), config
+    config = written.with_biases(layers_needing_biases(target.name, written.specs))
+    back = read_weights(path, reading, layers=config.specs)
+    network = ComparedNetwork(config.specs, _fitted(config, back))
+    try:
+        return back, network, config_of(read_weights(path, reading))
+    except LstmCliError:
+        return back, network, None
 
 
 @dataclass(frozen=True)
@@ -371,15 +331,16 @@ def _folding(
 
 def _fitted(config: Config, imported: Imported, dtype: str | None = None) -> dict[str, Array]:
     """Return the tensors that the layers need, in the layers' order, all of `dtype` if given."""
-    tensors = tensors_for(config.specs, imported)
-    check_weights(config, tensors, str(imported.path))
-    fitted = fit_weights(config.specs, tensors, str(imported.path))
+    source = str(imported.path)
+    tensors = renumbered(imported, config.specs).tensors
+    fitted = fit_weights(config.specs, tensors, source, misfit_describer(config, source))
     wide = {name: fitted.pop(name).astype(np.float64) for name in TENSOR_NAMES if name in fitted}
     if dtype is None:
         return {name: _as_float(value) for name, value in fitted.items()} | wide
     with np.errstate(over="ignore"):
-        cast = {name: value.astype(dtype) for name, value in fitted.items()} | wide
-    return fit_weights(config.specs, cast, f"{imported.path}, as {dtype}")
+        cast = {name: value.astype(dtype, copy=False) for name, value in fitted.items()} | wide
+    check_values(cast, f"{source}, as {dtype}")
+    return cast
 
 
 def _as_float(value: Array) -> Array:
@@ -406,13 +367,6 @@ def _holds_tensors_only(target: Format, destination: Path) -> bool:
     """Return True if the layers of such a file follow from its tensors alone."""
     weights_only = destination.name.lower().endswith(".weights.h5")
     return target.name == "pytorch" or (target.name == "keras" and weights_only)
-
-
-def _implied_config(back: Imported, reading: ReadOptions) -> Config | None:
-    try:
-        return config_of(read_weights(back.path, reading))  # without the config that was written
-    except LstmCliError:
-        return None
 
 
 def _prove(
@@ -488,68 +442,44 @@ def target_format(destination: Path, name: str | None) -> Format:
     return target
 
 
-class UnverifiedFile:
-    """A file that has a temporary name until it is proven correct.
-
-    Attributes
-    ----------
-    path
-        Temporary path, with the destination's suffix.
-    """
-
-    def __init__(self, destination: Path, file: AtomicFile) -> None:
-        self._destination, self._file = destination, file
-        self.path = file.path
-
-    def keep(self) -> None:
-        """Give the file the destination's name.
-
-        Raises
-        ------
-        LstmCliError
-            The system refuses to rename it.
-        """
-        try:
-            self._file.keep()
-        except OSError as error:
-            raise write_error(self._destination, "the weights", error) from None
-
-    def renamed(self, text: str) -> str:
-        """Replace the temporary name in a text by the destination's name."""
-        text = text.replace(str(self.path), str(self._destination))
-        text = text.replace(self.path.name, self._destination.name)
-        mark, part, _ = self.path.name.partition(".part.")
-        return text.replace(mark + part, "")  # a name derived from it has another suffix
-
-    def renamed_error(self, error: LstmCliError) -> LstmCliError:
-        """Replace the temporary name in an error by the destination's name."""
-
-        def renamed(text: str | None) -> str | None:
-            return None if text is None else self.renamed(text)
-
-        problems = [
-            Problem(
-                self.renamed(problem.what),
-                renamed(problem.expected),
-                renamed(problem.found),
-                tuple(map(self.renamed, problem.where)),
-                renamed(problem.hint),
-            )
-            for problem in error.problems
-        ]
-        return type(error)(problems, headline=renamed(error.headline))
-
-
 @contextmanager
-def unverified_file(destination: Path, *, force: bool) -> Iterator[UnverifiedFile]:
-    """Open a temporary file for a destination; remove it at the end unless it was kept."""
+def unverified_file(destination: Path, *, force: bool) -> Iterator[AtomicFile]:
+    """Open a file under a temporary name, which gets the destination's name at the end.
+
+    An error in the block removes the file, and names the destination, not the temporary name.
+    """
     try:
         temporary = AtomicFile(destination, force=force)
     except OSError as error:
         raise write_error(destination, "the weights", error) from None
     with temporary:
-        file = UnverifiedFile(destination, temporary)
         try:
-            yield file
+            yield temporary
+            try:
+                temporary.keep()
+            except OSError as error:
+                raise write_error(destination, "the weights", error) from None
         except LstmCliError as error:
-            raise file.renamed_error(error) from None
+
+            def renamed(text: str | None) -> str | None:
+                return text and _with_final_name(text, temporary.path, destination)
+
+            problems = [
+                Problem(
+                    _with_final_name(problem.what, temporary.path, destination),
+                    renamed(problem.expected),
+                    renamed(problem.found),
+                    tuple(_with_final_name(p, temporary.path, destination) for p in problem.where),
+                    renamed(problem.hint),
+                )
+                for problem in error.problems
+            ]
+            raise type(error)(problems, headline=renamed(error.headline)) from None
+
+
+def _with_final_name(text: str, temporary: Path, destination: Path) -> str:
+    """Replace a temporary name in a text by the destination's name."""
+    text = text.replace(str(temporary), str(destination))
+    text = text.replace(temporary.name, destination.name)
+    mark, part, _ = temporary.name.partition(".part.")
+    return text.replace(mark + part, "")  # a name derived from it has another suffix

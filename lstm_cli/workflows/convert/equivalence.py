@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import Array, FlattenSpec, Layers, RecurrentSpec
+from lstm_cli.network.difference import largest_difference
 from lstm_cli.network.network import Network, ends_sequence
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, fold, fold_noise
 from lstm_cli.network.results import layer_flops
@@ -85,15 +86,6 @@ class Equivalence:
         return self.relative_difference <= self.tolerance
 
 
-@dataclass(frozen=True)
-class LargestDifference:
-    """The largest difference between two arrays, and its place."""
-
-    absolute: float = 0.0
-    relative: float = 0.0
-    place: str = ""
-
-
 def check_equivalence(
     one: ComparedNetwork,
     other: ComparedNetwork,
@@ -117,15 +109,15 @@ def check_equivalence(
     if inputs is not None:
         sequences = replace(sequences, x=inputs.undo(sequences.x))
     expected, actual = (_run(network, sequences, states=states) for network in (one, other))
-    worst = max(
-        (largest_difference(value, actual.get(name), name) for name, value in expected.items()),
-        key=lambda difference: difference.relative,
+    relative, absolute, place = max(
+        (array_difference(value, actual.get(name), name) for name, value in expected.items()),
+        key=lambda difference: difference[0],
     )
     return Equivalence(
-        worst.absolute,
-        worst.relative,
+        absolute,
+        relative,
         tolerance(one.layers, dtype),
-        worst.place,
+        place,
         sequences.x.shape[0],
         sequences.x.shape[1],
         sequences.lengths is not None,
@@ -229,34 +221,18 @@ def _run(network: ComparedNetwork, sequences: RandomInput, *, states: bool) -> d
     return arrays
 
 
-def largest_difference(expected: Array, actual: Array | None, name: str) -> LargestDifference:
-    """Return the largest difference of two arrays; infinite for other shapes, or a NaN in one."""
+def array_difference(expected: Array, actual: Array | None, name: str) -> tuple[float, float, str]:
+    """Return the largest difference, relative to the largest value and absolute, and its place.
+
+    It is infinite for other shapes, or a NaN in one array.
+    """
     if actual is None or actual.shape != expected.shape:
         shape = None if actual is None else actual.shape
-        place = f"the shape of {name}: {shape}, not {expected.shape}"
-        return LargestDifference(math.inf, math.inf, place)
-    if not expected.size:
-        return LargestDifference(place=name)
-    difference = absolute_difference(np.asarray(expected, np.float64), actual)
-    at = np.unravel_index(int(np.argmax(difference)), difference.shape)
+        return math.inf, math.inf, f"the shape of {name}: {shape}, not {expected.shape}"
+    difference = largest_difference(expected, actual)
+    if not difference.index:
+        return 0.0, 0.0, name
     largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
-    absolute = float(difference[at])
-    place = f"{name}, {position_text(at, expected.ndim, name)}"
-    return LargestDifference(absolute, absolute / largest if largest else absolute, place)
-
-
-def absolute_difference(a: Array, b: Array) -> Array:
-    """Return |a - b|, where two NaN and equal infinities differ by 0, and one NaN by infinity."""
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(a - b)
-    if not np.isfinite(difference).all():
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        difference = np.where(same, 0.0, np.where(np.isnan(difference), math.inf, difference))
-    return np.asarray(difference)
-
-
-def position_text(at: Sequence[Any], rank: int, name: str = "the outputs") -> str:
-    """Describe an index of outputs (N, T, F) or (N, F), or of a state (N, directions, H)."""
-    middle = "step" if name == "the outputs" else "direction"
-    words = ("sequence", middle, "feature") if rank == 3 else ("sequence", "feature")
-    return ", ".join(f"{word} {int(k)}" for word, k in zip(words, at, strict=True))
+    relative = difference.value / largest if largest else difference.value
+    place = difference.place("step" if name == "the outputs" else "direction")
+    return relative, difference.value, f"{name}, {place}"

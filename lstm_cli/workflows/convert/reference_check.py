@@ -25,9 +25,9 @@ from lstm_cli.engines.types import (
     ZeroStates,
 )
 from lstm_cli.errors import DataError, LstmCliError
+from lstm_cli.network.difference import largest, scaled_difference
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import TENSOR_NAMES
-from lstm_cli.workflows.convert.equivalence import position_text
 from lstm_cli.workflows.convert.reference_file import Reference, read_reference
 
 BATCH = 64
@@ -181,8 +181,8 @@ def _rounding(
     for _ in range(DRAWS):
         changed = {name: nudged_weight(name, value) for name, value in weights.items()}
         others.append(run(changed, nudged(reference.x, wide=not narrow)))
-    largest = max(_compare(exact, other, 0.0).largest_difference for other in others)
-    return largest if np.isfinite(largest) else 0.0
+    noise = max(_compare(exact, other, 0.0).largest_difference for other in others)
+    return noise if np.isfinite(noise) else 0.0
 
 
 def _is_narrow(value: Array) -> bool:
@@ -322,21 +322,20 @@ def _meaning(interpretation: OutputInterpretation | None) -> str:
 
 def _compare(reference: Reference, outputs: Array, tolerance: float) -> ReferenceCheck:
     expected = np.asarray(reference.outputs, np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(expected - outputs) / np.maximum(1.0, np.abs(expected))
-    difference = np.where(np.isnan(difference), np.inf, difference)
+    difference = scaled_difference(expected, outputs)
+    difference[np.isnan(difference)] = np.inf
     if reference.lengths is not None:  # frameworks store different values in the padding
         steps = np.arange(reference.x.shape[1]) if expected.ndim == 3 else np.zeros(1, int)
         valid = steps < np.asarray(reference.lengths)[:, None]
         difference = np.where(valid[:, :, None] if expected.ndim == 3 else valid, difference, 0.0)
-    at = np.unravel_index(int(np.argmax(difference)), difference.shape)
+    worst = largest(difference)
     return ReferenceCheck(
         reference.path,
-        float(difference[at]),
+        worst.value,
         tolerance,
-        position_text(at, expected.ndim),
-        float(expected[at]),
-        float(outputs[at]),
+        worst.place(),
+        float(expected[worst.index]),
+        float(outputs[worst.index]),
         reference.x.shape[0],
         reference.x.shape[1],
         bool(reference.state),

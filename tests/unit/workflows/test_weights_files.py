@@ -10,7 +10,7 @@ import numpy as np
 from lstm_cli.config import Config, from_mapping
 from lstm_cli.formats.interchange import Imported
 from lstm_cli.workflows.config_differences import option_mismatches
-from lstm_cli.workflows.weights_files import is_weights, standing_notes, tensors_for
+from lstm_cli.workflows.weights_files import is_weights, renumbered, standing_notes
 
 
 def config(*layers: dict[str, Any]) -> Config:
@@ -39,9 +39,13 @@ def imported(**changes: Any) -> Imported:
 def test_layers_without_weights_are_skipped() -> None:
     specs = config({"type": "dense", "units": 2}, {"type": "dropout", "rate": 0.5},
                 {"type": "dense", "units": 2}).specs  # fmt: skip
-    assert {name[:8] for name in tensors_for(specs, imported())} == {"layers.0", "layers.2"}
+    file = imported(zero_states={(1, "h"): (0,)}, split_biases={"layers.1.bias_ih": np.zeros(1)})
+    file = renumbered(file, specs)
+    assert {name[:8] for name in file.tensors} == {"layers.0", "layers.2"}
+    assert [*file.split_biases] == ["layers.2.bias_ih"]
+    assert file.zero_states == {(2, "h"): (0,)}
     for other in (imported(format="native"), imported(tensors={"layers.1.bias": np.zeros(1)})):
-        assert tensors_for(specs, other) == other.tensors
+        assert renumbered(other, specs) is other
 
 
 def test_notes_that_a_setting_answers() -> None:

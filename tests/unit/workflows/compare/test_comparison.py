@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstm_cli.formats.gates import NATIVE_GATES, reorder_gates
-from lstm_cli.workflows.compare import metrics
+from lstm_cli.network import difference
 from lstm_cli.workflows.compare.diagnosis import inverse_order, order_name
 from lstm_cli.workflows.compare.first_difference import DifferenceFinder, difference_sentence
+from lstm_cli.workflows.compare.inputs import block_metrics, norm
 from lstm_cli.workflows.compare.matching import (
     BLOCK_TRANSFORMS,
     agreement_rules,
@@ -19,7 +20,6 @@ from lstm_cli.workflows.compare.matching import (
     tensor_matches,
     transformed,
 )
-from lstm_cli.workflows.compare.metrics import block_metrics, norm
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 def test_metrics_do_not_depend_on_the_chunks(monkeypatch):
     a, b = normal(50, 7), normal(50, 7, seed=1)
     whole = block_metrics(a, b)
-    monkeypatch.setattr(metrics, "CHUNK_NUMBERS", 20)
+    monkeypatch.setattr(difference, "CHUNK_NUMBERS", 20)
     chunked = block_metrics(a, b)
     assert chunked.difference == whole.difference == float(np.abs(a.astype(float) - b).max())
     assert chunked.correlation == pytest.approx(whole.correlation, rel=1e-12)

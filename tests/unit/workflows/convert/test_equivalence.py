@@ -13,8 +13,8 @@ from lstm_cli.cells import Activation
 from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, RecurrentSpec
 from lstm_cli.workflows.convert.equivalence import (
     ComparedNetwork,
+    array_difference,
     check_equivalence,
-    largest_difference,
     random_input,
     same_bits,
     tolerance,
@@ -104,8 +104,8 @@ def test_random_inputs() -> None:
     ],
 )
 def test_largest_difference(expected: Any, actual: Any, absolute: float, relative: float) -> None:
-    difference = largest_difference(np.array(expected), np.array(actual), "the outputs")
-    assert (difference.absolute, difference.relative) == (absolute, relative)
+    found = array_difference(np.array(expected), np.array(actual), "the outputs")
+    assert found[:2] == (relative, absolute)
 
 
 def test_a_projection_to_as_many_features_has_states_of_its_own() -> None:
