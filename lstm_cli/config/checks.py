@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from lstm_cli.cells import Activation
 from lstm_cli.config.problems import KeyPath, ProblemReport, format_path, with_article
 from lstm_cli.config.schema import (
-    SGD,
     DenseLayer,
     FlattenLayer,
     Layer,
@@ -16,10 +15,9 @@ from lstm_cli.config.schema import (
     RecurrentLayer,
     TrainSection,
 )
+from lstm_cli.training.losses import FINAL_ACTIVATIONS
 
 LAYERS: KeyPath = ("model", "layers")
-FINAL_ACTIVATIONS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
-"""Activation of the last layer that each classification loss needs."""
 
 
 @dataclass(frozen=True)
@@ -180,15 +178,15 @@ def _check_classes(
 def _check_train(train: TrainSection, report: ProblemReport) -> None:
     _check_loss_options(train, report)
     _check_monitor(train, report)
-    schedule, optimizer = train.schedule, train.optimizer
-    if schedule.warmup_steps and schedule.warmup_epochs:
+    schedule, optimizer = train.schedule.model_dump(), train.optimizer.model_dump()
+    if schedule["warmup_steps"] and schedule["warmup_epochs"]:
         report.add(
             ("train", "schedule", "warmup_steps"),
             "train.schedule has both warmup_steps and warmup_epochs",
             also=[("train", "schedule", "warmup_epochs")],
             hint="remove one of the two",
         )
-    if isinstance(optimizer, SGD) and optimizer.nesterov and not optimizer.momentum:
+    if optimizer.get("nesterov") and not optimizer["momentum"]:
         report.add(
             ("train", "optimizer", "nesterov"),
             "train.optimizer.nesterov needs momentum",

@@ -5,7 +5,7 @@ Every section is a pydantic model, and its fields are the keys that users write.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    create_model,
     model_serializer,
 )
 from pydantic.json_schema import GenerateJsonSchema
@@ -20,8 +21,9 @@ from pydantic.json_schema import GenerateJsonSchema
 from lstm_cli.cells import Activation
 from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.config.field_types import (
-    BareName,
+    Choice,
     DenseActivation,
+    KindChoice,
     RecurrentActivation,
     is_number,
     refuse,
@@ -29,10 +31,11 @@ from lstm_cli.config.field_types import (
 )
 from lstm_cli.config.problems import describe_value, did_you_mean, one_of
 from lstm_cli.errors import nearest_first
+from lstm_cli.network.initializers import SCHEMES
 from lstm_cli.output_files import SIGNATURE
-
-LARGEST = 2**24
-"""Largest size; a larger one is probably a typing error."""
+from lstm_cli.training import optimizers, schedules
+from lstm_cli.training.losses import LOSSES, METRICS
+from lstm_cli.training.options import LARGEST, Kind, options
 
 MOST_LAYERS = 500
 """Most layers: each layer costs some milliseconds in every command."""
@@ -179,172 +182,33 @@ LAYERS: dict[str, type[Layer]] = {
 
 
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
-Loss: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse", "mae", "huber"]
-Monitor: TypeAlias = Literal[
-    "loss", "accuracy", "auc", "mse", "mae",
-    "val_loss", "val_accuracy", "val_auc", "val_mse", "val_mae",
-]  # fmt: skip
+
+class KindSection(Section):
+    """Options of an optimizer or a schedule."""
+
+    type: str = Field(description="Kind.")
 
 
-class OptimizerSection(Section):
-    """Options of all optimizers."""
-
-    type: str = Field(description="Kind of optimizer.")
-    learning_rate: Positive = Field(default=0.001, description="Step size.")
-    weight_decay: NotNegative = Field(
-        default=0.0,
-        description="Weights shrink by learning_rate x this value per update, beyond the gradient.",
-    )
-    l1: NotNegative = Field(
-        default=0.0, description="This value x sign(weight) is added to the gradient."
-    )
-    l2: NotNegative = Field(
-        default=0.0, description="This value x weight is added to the gradient."
-    )
+def _kind_section(kind: type[Kind]) -> type[KindSection]:
+    """The section of an optimizer or a schedule, with a key for each option of its class."""
+    keys: dict[str, Any] = {
+        key: (annotation, Field(default=option.default, **option.metadata))
+        for key, (annotation, option) in options(kind).items()
+    }
+    keys["type"] = (Literal[kind.name], Field(description=kind.description))
+    summary = (kind.__doc__ or "").partition("\n\n")[0]
+    name = kind.__name__.removesuffix("Optimizer")
+    return create_model(name, __base__=KindSection, __doc__=summary, **keys)
 
 
-class SGD(OptimizerSection):
-    """Stochastic gradient descent."""
-
-    type: Literal["sgd"] = Field(description="Gradient descent, optionally with momentum.")
-    learning_rate: Positive = Field(default=0.01, description="Step size.")
-    momentum: Rate = Field(default=0.0, description="Share of the last update that is kept.")
-    nesterov: bool = Field(default=False, description="Nesterov's momentum; needs momentum.")
-
-
-class Adam(OptimizerSection):
-    """Adam (Kingma and Ba 2015)."""
-
-    type: Literal["adam"] = Field(description="Adam.")
-    beta1: Rate = Field(default=0.9, description="Decay of the mean of gradients.")
-    beta2: Rate = Field(default=0.999, description="Decay of the mean of squared gradients.")
-    epsilon: Positive = Field(default=1e-8, description="Added to the root in the denominator.")
-
-
-class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-
-    type: Literal["adamw"] = Field(  # type: ignore[assignment]
-        description="Adam with weight decay apart from the gradient."
-    )
-    weight_decay: NotNegative = Field(
-        default=0.01,
-        description="Weights shrink by learning_rate x this value per update, beyond the gradient.",
-    )
-
-
-class RMSprop(OptimizerSection):
-    """RMSprop (Hinton 2012)."""
-
-    type: Literal["rmsprop"] = Field(description="RMSprop.")
-    rho: Rate = Field(default=0.9, description="Decay of the mean of squared gradients.")
-    momentum: Rate = Field(default=0.0, description="Share of the last update that is kept.")
-    epsilon: Positive = Field(default=1e-8, description="Added to the root in the denominator.")
-
-
-class Adagrad(OptimizerSection):
-    """Adagrad (Duchi et al. 2011)."""
-
-    type: Literal["adagrad"] = Field(description="Adagrad.")
-    learning_rate: Positive = Field(default=0.01, description="Step size.")
-    epsilon: Positive = Field(default=1e-10, description="Added to the root in the denominator.")
-
-
-class Adadelta(OptimizerSection):
-    """Adadelta (Zeiler 2012)."""
-
-    type: Literal["adadelta"] = Field(description="Adadelta.")
-    learning_rate: Positive = Field(default=1.0, description="Factor of each step.")
-    rho: Rate = Field(default=0.95, description="Decay of the means.")
-    epsilon: Positive = Field(default=1e-6, description="Added to both means.")
-
-
-OPTIMIZERS: dict[str, type[Section]] = {
-    "sgd": SGD,
-    "adam": Adam,
-    "adamw": AdamW,
-    "rmsprop": RMSprop,
-    "adagrad": Adagrad,
-    "adadelta": Adadelta,
+OPTIMIZERS: dict[str, type[KindSection]] = {
+    name: _kind_section(kind) for name, kind in optimizers.OPTIMIZERS.items()
 }
-
-
-class ScheduleSection(Section):
-    """Options of all schedules: a linear rise of the learning rate at the start."""
-
-    type: str = Field(description="Kind of schedule.")
-    warmup_steps: int = Field(
-        default=0,
-        ge=0,
-        le=LARGEST,
-        description="Updates in which the rate rises from 0; not with warmup_epochs.",
-    )
-    warmup_epochs: int = Field(
-        default=0,
-        ge=0,
-        le=LARGEST,
-        description="Epochs in which the rate rises from 0; not with warmup_steps.",
-    )
-
-
-class ConstantSchedule(ScheduleSection):
-    """A constant learning rate."""
-
-    type: Literal["constant"] = Field(description="The learning rate is constant.")
-
-
-class StepSchedule(ScheduleSection):
-    """The learning rate is multiplied by a factor after every `every` epochs."""
-
-    type: Literal["step"] = Field(
-        description="The learning rate is multiplied every `every` epochs."
-    )
-    every: Size = Field(default=10, description="Epochs between two changes.")
-    factor: float = Field(default=0.1, gt=0, le=1, description="Factor of each change.")
-
-
-class ExponentialSchedule(ScheduleSection):
-    """The learning rate is multiplied by a factor after each epoch."""
-
-    type: Literal["exponential"] = Field(
-        description="The learning rate is multiplied after each epoch."
-    )
-    factor: float = Field(default=0.95, gt=0, le=1, description="Factor of each epoch.")
-
-
-class CosineSchedule(ScheduleSection):
-    """The learning rate follows half a cosine to its minimum."""
-
-    type: Literal["cosine"] = Field(
-        description="The learning rate follows half a cosine to its minimum."
-    )
-    epochs: Size | None = Field(
-        default=None, description="Length in epochs; default: the whole run."
-    )
-    minimum: NotNegative = Field(default=0.0, description="Learning rate at the end.")
-
-
-class PlateauSchedule(ScheduleSection):
-    """The learning rate is multiplied by a factor when the monitored value stops improving."""
-
-    type: Literal["reduce_on_plateau"] = Field(
-        description="The learning rate is multiplied when `monitor` stops improving."
-    )
-    factor: float = Field(default=0.1, gt=0, lt=1, description="Factor of each change.")
-    patience: Size = Field(default=5, description="Epochs without improvement before a change.")
-    minimum: NotNegative = Field(default=0.0, description="Lowest learning rate.")
-
-
-SCHEDULES: dict[str, type[Section]] = {
-    "constant": ConstantSchedule,
-    "step": StepSchedule,
-    "exponential": ExponentialSchedule,
-    "cosine": CosineSchedule,
-    "reduce_on_plateau": PlateauSchedule,
+SCHEDULES: dict[str, type[KindSection]] = {
+    name: _kind_section(kind) for name, kind in schedules.SCHEDULES.items()
 }
 
 
@@ -393,12 +257,11 @@ def _check_normalize(value: Any) -> Any:
 class TrainSection(Section):
     """Options of training."""
 
-    loss: Loss = Field(description="Loss that training minimizes.", examples=["cross_entropy"])
-    optimizer: Annotated[
-        Annotated[SGD | Adam | AdamW | RMSprop | Adagrad | Adadelta, Field(discriminator="type")],
-        BareName(tuple(OPTIMIZERS), "adam"),
-    ] = Field(
-        default=Adam(type="adam"),
+    loss: Annotated[str, Choice(LOSSES)] = Field(
+        description="Loss that training minimizes.", examples=["cross_entropy"]
+    )
+    optimizer: Annotated[KindSection, KindChoice(OPTIMIZERS, "adam")] = Field(
+        default=OPTIMIZERS["adam"](type="adam"),
         description="Optimizer: its name, or {type, learning_rate, …}; the default type is adam.",
     )
     batch_size: Size = Field(default=32, description="Sequences per batch.")
@@ -407,26 +270,21 @@ class TrainSection(Section):
         description="Parts that each batch is computed in, whose gradients are added.",
     )
     epochs: Size = Field(default=50, description="Passes over the data.")
-    schedule: Annotated[
-        Annotated[
-            ConstantSchedule | StepSchedule | ExponentialSchedule | CosineSchedule
-            | PlateauSchedule,
-            Field(discriminator="type"),
-        ],
-        BareName(tuple(SCHEDULES), "constant"),
-    ] = Field(
-        default=ConstantSchedule(type="constant"),
+    schedule: Annotated[KindSection, KindChoice(SCHEDULES, "constant")] = Field(
+        default=SCHEDULES["constant"](type="constant"),
         description="Course of the learning rate: a name, or {type, …}; the default type is "
         "constant.",
-    )  # fmt: skip
+    )
     validation: Annotated[float | str | None, BeforeValidator(_check_validation)] = Field(
         default=None,
         description="Share of the sequences held out, or FILE.h5:/group relative to this file (in "
         "--set to the working directory).",
     )
-    monitor: Monitor | None = Field(
-        default=None,
-        description="Metric of the best epoch; default: val_loss, or loss without validation.",
+    monitor: Annotated[str, Choice((*METRICS, *(f"val_{name}" for name in METRICS)))] | None = (
+        Field(
+            default=None,
+            description="Metric of the best epoch; default: val_loss, or loss without validation.",
+        )
     )
     patience: Size | None = Field(
         default=None, description="Stop after this many epochs without improvement; default: never."
@@ -462,11 +320,7 @@ class TrainSection(Section):
         return self.normalize
 
 
-InitScheme: TypeAlias = Literal[
-    "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "orthogonal", "uniform",
-    "xavier", "xavier_uniform", "gauss", "zero", "identity",
-]  # fmt: skip
-INIT_SCHEMES: tuple[str, ...] = get_args(InitScheme)
+INIT_SCHEMES = tuple(SCHEMES)
 
 EXAMPLE = {"input_size": 12, "layers": [{"type": "lstm", "hidden_size": 100}]}
 DatasetName = Annotated[str, Field(min_length=1)]
@@ -475,7 +329,7 @@ DatasetName = Annotated[str, Field(min_length=1)]
 class InitSection(Section):
     """Initialization of weights that are not loaded."""
 
-    scheme: InitScheme = Field(
+    scheme: Annotated[str, Choice(INIT_SCHEMES)] = Field(
         default="glorot_uniform", description="Initialization of the matrices."
     )
     seed: Seed = Field(default=0, description="Seed of the initial weights.")
