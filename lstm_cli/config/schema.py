@@ -5,7 +5,9 @@ Every section is a pydantic model, and its fields are the keys that users write.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from abc import abstractmethod
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,7 +20,7 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 
-from lstm_cli.cells import Activation
+from lstm_cli.cells import CELLS, Activation, Cell
 from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.config.field_types import (
     Choice,
@@ -30,6 +32,7 @@ from lstm_cli.config.field_types import (
     to_yaml_value,
 )
 from lstm_cli.config.problems import describe_value, did_you_mean, one_of
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 from lstm_cli.errors import nearest_first
 from lstm_cli.network.initializers import SCHEMES
 from lstm_cli.output_files import SIGNATURE
@@ -56,10 +59,25 @@ class Section(BaseModel):
     )
 
 
-class RecurrentLayer(Section):
-    """Options of all recurrent layers."""
+class LayerSection(Section):
+    """Options of a layer. A new layer is a class here, and a name in `LAYERS`."""
 
     type: str = Field(description="Kind of layer.")
+
+    @abstractmethod
+    def to_spec(self, index: int, input_size: int, steps: int) -> LayerSpec:
+        """The layer that engines compute.
+
+        Parameters
+        ----------
+        steps
+            ``model.steps``; 1 if it is not set.
+        """
+
+
+class RecurrentLayer(LayerSection):
+    """Options of all recurrent layers."""
+
     hidden_size: Size = Field(description="Number of units H.", examples=[100])
     bidirectional: bool = Field(
         default=False,
@@ -86,6 +104,32 @@ class RecurrentLayer(Section):
     recurrent_dropout: Rate = Field(
         default=0.0, description="Share of the recurrent values dropped in training."
     )
+
+    def cell_options(self) -> dict[str, Any]:
+        """Options of the cell in `CELLS`, by field; an activation is a tuple by direction."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(CELLS[self.type])
+            if option.name in type(self).model_fields
+        }
+
+    def _cell(self, direction: int) -> Cell:
+        options = {
+            name: value[min(direction, len(value) - 1)] if isinstance(value, tuple) else value
+            for name, value in self.cell_options().items()
+        }
+        return CELLS[self.type](**options)
+
+    def to_spec(self, index: int, input_size: int, steps: int) -> RecurrentSpec:
+        return RecurrentSpec(
+            index,
+            input_size,
+            tuple(self._cell(direction) for direction in range(2 if self.bidirectional else 1)),
+            return_sequences=self.return_sequences,
+            stateful=self.stateful,
+            dropout=self.dropout,
+            recurrent_dropout=self.recurrent_dropout,
+        )
 
 
 class LSTMLayer(RecurrentLayer):
@@ -123,6 +167,17 @@ class LSTMLayer(RecurrentLayer):
             del values["forget_bias"]
         return values
 
+    def cell_options(self) -> dict[str, Any]:
+        return {
+            **super().cell_options(),
+            "cell_activation": self.cell_activation or self.activation,
+            "use_forget_gate": self.forget_gate,
+        }
+
+    def to_spec(self, index: int, input_size: int, steps: int) -> RecurrentSpec:
+        spec = super().to_spec(index, input_size, steps)
+        return replace(spec, forget_bias=self.forget_bias)
+
 
 class GRULayer(RecurrentLayer):
     """Gated recurrent unit."""
@@ -143,7 +198,7 @@ class RNNLayer(RecurrentLayer):
     type: Literal["rnn"] = Field(description="Simple recurrent layer (Elman).")
 
 
-class DenseLayer(Section):
+class DenseLayer(LayerSection):
     """A matrix, an optional bias and an activation, the same on every step."""
 
     type: Literal["dense"] = Field(description="Dense layer, the same on every step.")
@@ -153,31 +208,35 @@ class DenseLayer(Section):
     )
     bias: bool = Field(default=True, description="false: no bias, neither stored nor trained.")
 
+    def to_spec(self, index: int, input_size: int, steps: int) -> DenseSpec:
+        activation = None if self.activation == "softmax" else self.activation
+        return DenseSpec(index, input_size, self.units, activation, self.bias)
 
-class DropoutLayer(Section):
+
+class DropoutLayer(LayerSection):
     """Sets random values to zero in training, and scales the others up."""
 
     type: Literal["dropout"] = Field(description="Dropout, in training only.")
     rate: Rate = Field(description="Share of the values dropped.", examples=[0.2])
 
+    def to_spec(self, index: int, input_size: int, steps: int) -> DropoutSpec:
+        return DropoutSpec(index, input_size, self.rate)
 
-class FlattenLayer(Section):
+
+class FlattenLayer(LayerSection):
     """Joins the features of all steps, (T, F) to (T F,); needs ``model.steps``."""
 
     type: Literal["flatten"] = Field(
         description="Joins the features of all steps; needs model.steps."
     )
 
+    def to_spec(self, index: int, input_size: int, steps: int) -> FlattenSpec:
+        return FlattenSpec(index, input_size, steps)
 
-Layer: TypeAlias = LSTMLayer | GRULayer | RNNLayer | DenseLayer | DropoutLayer | FlattenLayer
 
-LAYERS: dict[str, type[Layer]] = {
-    "lstm": LSTMLayer,
-    "gru": GRULayer,
-    "rnn": RNNLayer,
-    "dense": DenseLayer,
-    "dropout": DropoutLayer,
-    "flatten": FlattenLayer,
+LAYERS: dict[str, type[LayerSection]] = {
+    get_args(layer.model_fields["type"].annotation)[0]: layer
+    for layer in (LSTMLayer, GRULayer, RNNLayer, DenseLayer, DropoutLayer, FlattenLayer)
 }
 
 
@@ -339,7 +398,7 @@ class ModelSection(Section):
     """The network."""
 
     input_size: Size = Field(description="Features D of each step.", examples=[12])
-    layers: list[Annotated[Layer, Field(discriminator="type")]] = Field(
+    layers: list[Annotated[LayerSection, KindChoice(LAYERS)]] = Field(
         min_length=1,
         max_length=MOST_LAYERS,
         description="The layers, from input to output.",
@@ -350,6 +409,19 @@ class ModelSection(Section):
         description="Fixed number of steps T, which flatten needs; shorter sequences are padded.",
     )
     init: InitSection = Field(default=InitSection(), description="Initialization of the weights.")
+
+    def to_specs(self) -> tuple[LayerSpec, ...]:
+        """The layers in order, each of which reads the outputs of the one before.
+
+        The config must have passed `lstm_cli.config.checks.check_config`.
+        """
+        specs: list[LayerSpec] = []
+        size = self.input_size
+        for index, layer in enumerate(self.layers):
+            spec = layer.to_spec(index, size, self.steps or 1)
+            specs.append(spec)
+            size = spec.output_size
+        return tuple(specs)
 
 
 class WindowSection(Section):
