@@ -207,13 +207,14 @@ def _option_hint(option: str, ctx: click.Context) -> str | None:
     if (guess := nearest(option, options)) is not None:
         return f"did you mean {guess}?"
     if "--set" in options:
-        from lstm_cli.config.schema import OptimizerSection, TrainSection
+        from lstm_cli.config.schema import OPTIMIZERS, TrainSection
 
         key = option.lstrip("-").replace("-", "_")
         key = {"lr": "learning_rate"}.get(key, key)
-        for section, owner in (("train", TrainSection), ("train.optimizer", OptimizerSection)):
-            if key in owner.model_fields:
-                return f"the config has this key: --set {section}.{key}=…"
+        if key in TrainSection.model_fields:
+            return f"the config has this key: --set train.{key}=…"
+        if all(key in section.model_fields for section in OPTIMIZERS.values()):
+            return f"the config has this key: --set train.optimizer.{key}=…"
     return None
 
 

@@ -334,7 +334,6 @@ def _document(run: TrainingRun, report: TrainReport) -> dict[str, Any]:
     }
 
 
-METRICS = ("loss", "accuracy", "auc", "mse", "mae")
 BAR = 12
 """Width of the progress bar in columns."""
 DROPPED = ("accuracy", "val", "best", "rate", "loss")
@@ -426,6 +425,8 @@ def display(console: Console, epochs: int, loss: str) -> Iterator[Reporter]:
 
 def shown_metrics(row: EpochRow, loss: str) -> list[str]:
     """Names of the metrics in a row, without the metric that equals the loss."""
+    from lstm_cli.training.losses import METRICS
+
     names = [name.removeprefix("val_") for name in row]
     return [name for name in METRICS if name in names and name != loss]
 

@@ -1,7 +1,7 @@
 """The YAML config: schema, loading, overrides, and errors with line numbers.
 
-`schema` has every key and its default. `config` loads a file with `yaml`, `checks` compares keys
-with each other, and `layer_specs` makes the layers that engines compute.
+`schema` has every key and its default, and makes the layers that engines compute. `config` loads a
+file with `yaml`, and `checks` compares keys with each other.
 """
 
 from lstm_cli.config.config import Config, from_mapping, from_text, load

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from lstm_cli.cells import Activation
 from lstm_cli.config.problems import KeyPath, ProblemReport, format_path, with_article
 from lstm_cli.config.schema import (
-    SGD,
     DenseLayer,
     FlattenLayer,
-    Layer,
+    LayerSection,
     LSTMLayer,
     RecurrentLayer,
     TrainSection,
 )
+from lstm_cli.engines.types import LayerSpec
+from lstm_cli.training.losses import FINAL_ACTIVATIONS
 
 LAYERS: KeyPath = ("model", "layers")
-FINAL_ACTIVATIONS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
-"""Activation of the last layer that each classification loss needs."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,26 @@ class PartialConfig:
         Whether the config has ``model.steps``.
     """
 
-    layers: Sequence[Layer | None]
+    layers: Sequence[LayerSection | None]
     has_steps: bool
     train: TrainSection | None = None
+
+
+MAX_PARAMETERS = 2**40
+"""Most parameters of a network."""
+
+
+def check_parameter_count(specs: Sequence[LayerSpec], report: ProblemReport) -> None:
+    """Add a problem if the network is too large for any machine's memory."""
+    total = sum(prod(p.shape) for spec in specs for p in spec.parameters().values())
+    if total > MAX_PARAMETERS:
+        report.add(
+            LAYERS,
+            "model.layers have more parameters than any machine holds",
+            expected=f"at most {MAX_PARAMETERS:,}",
+            found=f"{total:,}, {4 * total / 1e12:,.0f} TB in float32",
+            hint="check hidden_size, units, input_size and steps for a typing error",
+        )
 
 
 def check_config(config: PartialConfig, report: ProblemReport) -> None:
@@ -102,7 +119,7 @@ def _check_steps_given(index: int, report: ProblemReport) -> None:
     )
 
 
-def _check_steps_remain(layers: Sequence[Layer | None], report: ProblemReport) -> None:
+def _check_steps_remain(layers: Sequence[LayerSection | None], report: ProblemReport) -> None:
     ending_index: int | None = None
     for index, layer in enumerate(layers):
         if not isinstance(layer, RecurrentLayer | FlattenLayer):
@@ -114,7 +131,11 @@ def _check_steps_remain(layers: Sequence[Layer | None], report: ProblemReport) -
 
 
 def _report_no_steps(
-    ending_layer: Layer | None, ending_index: int, index: int, kind: str, report: ProblemReport
+    ending_layer: LayerSection | None,
+    ending_index: int,
+    index: int,
+    kind: str,
+    report: ProblemReport,
 ) -> None:
     path: KeyPath = (*LAYERS, ending_index)
     reads = f"but {format_path((*LAYERS, index))}, {with_article(kind)} layer, reads every step"
@@ -126,7 +147,9 @@ def _report_no_steps(
     report.add(path, f"{format_path(path)} {what}, {reads}", also=[(*LAYERS, index)], hint=hint)
 
 
-def _check_last(layers: Sequence[Layer | None], train: TrainSection, report: ProblemReport) -> None:
+def _check_last(
+    layers: Sequence[LayerSection | None], train: TrainSection, report: ProblemReport
+) -> None:
     final = FINAL_ACTIVATIONS.get(train.loss)
     if final is None:
         return
@@ -180,15 +203,15 @@ def _check_classes(
 def _check_train(train: TrainSection, report: ProblemReport) -> None:
     _check_loss_options(train, report)
     _check_monitor(train, report)
-    schedule, optimizer = train.schedule, train.optimizer
-    if schedule.warmup_steps and schedule.warmup_epochs:
+    schedule, optimizer = train.schedule.model_dump(), train.optimizer.model_dump()
+    if schedule["warmup_steps"] and schedule["warmup_epochs"]:
         report.add(
             ("train", "schedule", "warmup_steps"),
             "train.schedule has both warmup_steps and warmup_epochs",
             also=[("train", "schedule", "warmup_epochs")],
             hint="remove one of the two",
         )
-    if isinstance(optimizer, SGD) and optimizer.nesterov and not optimizer.momentum:
+    if optimizer.get("nesterov") and not optimizer["momentum"]:
         report.add(
             ("train", "optimizer", "nesterov"),
             "train.optimizer.nesterov needs momentum",

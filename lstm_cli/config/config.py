@@ -11,15 +11,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from lstm_cli.config.checks import PartialConfig, check_config
-from lstm_cli.config.layer_specs import check_parameter_count, resolve
+from lstm_cli.config.checks import PartialConfig, check_config, check_parameter_count
 from lstm_cli.config.overrides import apply_overrides, apply_seed
 from lstm_cli.config.problems import ProblemReport, SourceLines, describe_value
 from lstm_cli.config.schema import (
     LAYERS,
     ConfigDocument,
     DataSection,
-    Layer,
+    LayerSection,
     ModelSection,
     Section,
     TrainSection,
@@ -126,7 +125,7 @@ class Config:
             for k, layer in enumerate(self.model.layers)
         ]
         model = self.model.model_copy(update={"layers": layers})
-        return replace(self, model=model, specs=resolve(model))
+        return replace(self, model=model, specs=model.to_specs())
 
     def _mapping(self) -> dict[str, Any]:
         sections = {"model": self.model, "data": self.data, "train": self.train}
@@ -235,7 +234,7 @@ def _assemble(
     if seed is not None:
         apply_seed(raw, seed, report)
     document = _validate(raw, report)
-    specs = resolve(document.model)
+    specs = document.model.to_specs()
     check_parameter_count(specs, report)
     _raise_if_any(report)
     weights = None
@@ -292,7 +291,7 @@ def _valid_parts(raw: dict[Any, Any]) -> PartialConfig:
     )
 
 
-def _valid_layer(layer: Any) -> Layer | None:
+def _valid_layer(layer: Any) -> LayerSection | None:
     kind = layer.get("type") if isinstance(layer, dict) else None
     schema = LAYERS.get(kind) if isinstance(kind, str) else None
     return None if schema is None else _valid(schema, layer)

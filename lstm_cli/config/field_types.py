@@ -1,13 +1,13 @@
-"""Field types of the schema for options with several notations: activations and bare names."""
+"""Field types of the schema whose values come from a table or have several notations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from lstm_cli.cells import FORMULAS, Activation
@@ -51,34 +51,53 @@ def is_number(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class BareName:
-    """Marks a field whose mapping may be written as its type's name alone, or without a type.
+class Choice:
+    """Marks a text as one of the names in a table."""
 
-    Attributes
-    ----------
-    names
-        Names of the types.
-    default
-        Name of the type for a mapping without ``type``.
-    """
-
-    names: tuple[str, ...]
-    default: str
+    names: Iterable[str]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._expand, handler(source))
+        return core_schema.literal_schema(list(self.names))
+
+
+@dataclass(frozen=True)
+class KindChoice:
+    """Marks a mapping whose ``type`` names one of the classes in a table.
+
+    Attributes
+    ----------
+    kinds
+        Classes by type.
+    default
+        Type of a mapping without ``type``. The field may then be written as a name alone. None:
+        the field needs a mapping with ``type``.
+    """
+
+    kinds: Mapping[str, type[BaseModel]] = field(hash=False)
+    default: str | None = None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        choices = {name: handler.generate_schema(kind) for name, kind in self.kinds.items()}
+        schema = core_schema.tagged_union_schema(choices, "type")
+        if self.default is None:
+            return schema
+        return core_schema.no_info_before_validator_function(self._expand, schema)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         typed = handler(schema)
+        if self.default is None:
+            return typed
         named = {"$ref": typed["discriminator"]["mapping"][self.default]}
         bare = dict(handler.resolve_ref_schema(named))
         del bare["required"]
         bare["properties"] = {k: v for k, v in bare["properties"].items() if k != "type"}
-        return {"anyOf": [{"enum": list(self.names)}, typed, bare]}
+        return {"anyOf": [{"enum": list(self.kinds)}, typed, bare]}
 
     def _expand(self, value: Any) -> Any:
         if isinstance(value, dict) and "type" not in value:

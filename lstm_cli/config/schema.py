@@ -5,7 +5,9 @@ Every section is a pydantic model, and its fields are the keys that users write.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from abc import abstractmethod
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -13,26 +15,30 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    create_model,
     model_serializer,
 )
 from pydantic.json_schema import GenerateJsonSchema
 
-from lstm_cli.cells import Activation
+from lstm_cli.cells import CELLS, Activation, Cell
 from lstm_cli.cells.activations import SIGMOID, TANH
 from lstm_cli.config.field_types import (
-    BareName,
+    Choice,
     DenseActivation,
+    KindChoice,
     RecurrentActivation,
     is_number,
     refuse,
     to_yaml_value,
 )
 from lstm_cli.config.problems import describe_value, did_you_mean, one_of
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 from lstm_cli.errors import nearest_first
+from lstm_cli.network.initializers import SCHEMES
 from lstm_cli.output_files import SIGNATURE
-
-LARGEST = 2**24
-"""Largest size; a larger one is probably a typing error."""
+from lstm_cli.training import optimizers, schedules
+from lstm_cli.training.losses import LOSSES, METRICS
+from lstm_cli.training.options import LARGEST, Kind, options
 
 MOST_LAYERS = 500
 """Most layers: each layer costs some milliseconds in every command."""
@@ -53,10 +59,25 @@ class Section(BaseModel):
     )
 
 
-class RecurrentLayer(Section):
-    """Options of all recurrent layers."""
+class LayerSection(Section):
+    """Options of a layer. A new layer is a class here, and a name in `LAYERS`."""
 
     type: str = Field(description="Kind of layer.")
+
+    @abstractmethod
+    def to_spec(self, index: int, input_size: int, steps: int) -> LayerSpec:
+        """The layer that engines compute.
+
+        Parameters
+        ----------
+        steps
+            ``model.steps``; 1 if it is not set.
+        """
+
+
+class RecurrentLayer(LayerSection):
+    """Options of all recurrent layers."""
+
     hidden_size: Size = Field(description="Number of units H.", examples=[100])
     bidirectional: bool = Field(
         default=False,
@@ -83,6 +104,32 @@ class RecurrentLayer(Section):
     recurrent_dropout: Rate = Field(
         default=0.0, description="Share of the recurrent values dropped in training."
     )
+
+    def cell_options(self) -> dict[str, Any]:
+        """Options of the cell in `CELLS`, by field; an activation is a tuple by direction."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(CELLS[self.type])
+            if option.name in type(self).model_fields
+        }
+
+    def _cell(self, direction: int) -> Cell:
+        options = {
+            name: value[min(direction, len(value) - 1)] if isinstance(value, tuple) else value
+            for name, value in self.cell_options().items()
+        }
+        return CELLS[self.type](**options)
+
+    def to_spec(self, index: int, input_size: int, steps: int) -> RecurrentSpec:
+        return RecurrentSpec(
+            index,
+            input_size,
+            tuple(self._cell(direction) for direction in range(2 if self.bidirectional else 1)),
+            return_sequences=self.return_sequences,
+            stateful=self.stateful,
+            dropout=self.dropout,
+            recurrent_dropout=self.recurrent_dropout,
+        )
 
 
 class LSTMLayer(RecurrentLayer):
@@ -120,6 +167,17 @@ class LSTMLayer(RecurrentLayer):
             del values["forget_bias"]
         return values
 
+    def cell_options(self) -> dict[str, Any]:
+        return {
+            **super().cell_options(),
+            "cell_activation": self.cell_activation or self.activation,
+            "use_forget_gate": self.forget_gate,
+        }
+
+    def to_spec(self, index: int, input_size: int, steps: int) -> RecurrentSpec:
+        spec = super().to_spec(index, input_size, steps)
+        return replace(spec, forget_bias=self.forget_bias)
+
 
 class GRULayer(RecurrentLayer):
     """Gated recurrent unit."""
@@ -140,7 +198,7 @@ class RNNLayer(RecurrentLayer):
     type: Literal["rnn"] = Field(description="Simple recurrent layer (Elman).")
 
 
-class DenseLayer(Section):
+class DenseLayer(LayerSection):
     """A matrix, an optional bias and an activation, the same on every step."""
 
     type: Literal["dense"] = Field(description="Dense layer, the same on every step.")
@@ -150,201 +208,66 @@ class DenseLayer(Section):
     )
     bias: bool = Field(default=True, description="false: no bias, neither stored nor trained.")
 
+    def to_spec(self, index: int, input_size: int, steps: int) -> DenseSpec:
+        activation = None if self.activation == "softmax" else self.activation
+        return DenseSpec(index, input_size, self.units, activation, self.bias)
 
-class DropoutLayer(Section):
+
+class DropoutLayer(LayerSection):
     """Sets random values to zero in training, and scales the others up."""
 
     type: Literal["dropout"] = Field(description="Dropout, in training only.")
     rate: Rate = Field(description="Share of the values dropped.", examples=[0.2])
 
+    def to_spec(self, index: int, input_size: int, steps: int) -> DropoutSpec:
+        return DropoutSpec(index, input_size, self.rate)
 
-class FlattenLayer(Section):
+
+class FlattenLayer(LayerSection):
     """Joins the features of all steps, (T, F) to (T F,); needs ``model.steps``."""
 
     type: Literal["flatten"] = Field(
         description="Joins the features of all steps; needs model.steps."
     )
 
+    def to_spec(self, index: int, input_size: int, steps: int) -> FlattenSpec:
+        return FlattenSpec(index, input_size, steps)
 
-Layer: TypeAlias = LSTMLayer | GRULayer | RNNLayer | DenseLayer | DropoutLayer | FlattenLayer
 
-LAYERS: dict[str, type[Layer]] = {
-    "lstm": LSTMLayer,
-    "gru": GRULayer,
-    "rnn": RNNLayer,
-    "dense": DenseLayer,
-    "dropout": DropoutLayer,
-    "flatten": FlattenLayer,
+LAYERS: dict[str, type[LayerSection]] = {
+    get_args(layer.model_fields["type"].annotation)[0]: layer
+    for layer in (LSTMLayer, GRULayer, RNNLayer, DenseLayer, DropoutLayer, FlattenLayer)
 }
 
 
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
-Loss: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse", "mae", "huber"]
-Monitor: TypeAlias = Literal[
-    "loss", "accuracy", "auc", "mse", "mae",
-    "val_loss", "val_accuracy", "val_auc", "val_mse", "val_mae",
-]  # fmt: skip
+
+class KindSection(Section):
+    """Options of an optimizer or a schedule."""
+
+    type: str = Field(description="Kind.")
 
 
-class OptimizerSection(Section):
-    """Options of all optimizers."""
-
-    type: str = Field(description="Kind of optimizer.")
-    learning_rate: Positive = Field(default=0.001, description="Step size.")
-    weight_decay: NotNegative = Field(
-        default=0.0,
-        description="Weights shrink by learning_rate x this value per update, beyond the gradient.",
-    )
-    l1: NotNegative = Field(
-        default=0.0, description="This value x sign(weight) is added to the gradient."
-    )
-    l2: NotNegative = Field(
-        default=0.0, description="This value x weight is added to the gradient."
-    )
+def _kind_section(kind: type[Kind]) -> type[KindSection]:
+    """The section of an optimizer or a schedule, with a key for each option of its class."""
+    keys: dict[str, Any] = {
+        key: (annotation, Field(default=option.default, **option.metadata))
+        for key, (annotation, option) in options(kind).items()
+    }
+    keys["type"] = (Literal[kind.name], Field(description=kind.description))
+    summary = (kind.__doc__ or "").partition("\n\n")[0]
+    name = kind.__name__.removesuffix("Optimizer")
+    return create_model(name, __base__=KindSection, __doc__=summary, **keys)
 
 
-class SGD(OptimizerSection):
-    """Stochastic gradient descent."""
-
-    type: Literal["sgd"] = Field(description="Gradient descent, optionally with momentum.")
-    learning_rate: Positive = Field(default=0.01, description="Step size.")
-    momentum: Rate = Field(default=0.0, description="Share of the last update that is kept.")
-    nesterov: bool = Field(default=False, description="Nesterov's momentum; needs momentum.")
-
-
-class Adam(OptimizerSection):
-    """Adam (Kingma and Ba 2015)."""
-
-    type: Literal["adam"] = Field(description="Adam.")
-    beta1: Rate = Field(default=0.9, description="Decay of the mean of gradients.")
-    beta2: Rate = Field(default=0.999, description="Decay of the mean of squared gradients.")
-    epsilon: Positive = Field(default=1e-8, description="Added to the root in the denominator.")
-
-
-class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-
-    type: Literal["adamw"] = Field(  # type: ignore[assignment]
-        description="Adam with weight decay apart from the gradient."
-    )
-    weight_decay: NotNegative = Field(
-        default=0.01,
-        description="Weights shrink by learning_rate x this value per update, beyond the gradient.",
-    )
-
-
-class RMSprop(OptimizerSection):
-    """RMSprop (Hinton 2012)."""
-
-    type: Literal["rmsprop"] = Field(description="RMSprop.")
-    rho: Rate = Field(default=0.9, description="Decay of the mean of squared gradients.")
-    momentum: Rate = Field(default=0.0, description="Share of the last update that is kept.")
-    epsilon: Positive = Field(default=1e-8, description="Added to the root in the denominator.")
-
-
-class Adagrad(OptimizerSection):
-    """Adagrad (Duchi et al. 2011)."""
-
-    type: Literal["adagrad"] = Field(description="Adagrad.")
-    learning_rate: Positive = Field(default=0.01, description="Step size.")
-    epsilon: Positive = Field(default=1e-10, description="Added to the root in the denominator.")
-
-
-class Adadelta(OptimizerSection):
-    """Adadelta (Zeiler 2012)."""
-
-    type: Literal["adadelta"] = Field(description="Adadelta.")
-    learning_rate: Positive = Field(default=1.0, description="Factor of each step.")
-    rho: Rate = Field(default=0.95, description="Decay of the means.")
-    epsilon: Positive = Field(default=1e-6, description="Added to both means.")
-
-
-OPTIMIZERS: dict[str, type[Section]] = {
-    "sgd": SGD,
-    "adam": Adam,
-    "adamw": AdamW,
-    "rmsprop": RMSprop,
-    "adagrad": Adagrad,
-    "adadelta": Adadelta,
+OPTIMIZERS: dict[str, type[KindSection]] = {
+    name: _kind_section(kind) for name, kind in optimizers.OPTIMIZERS.items()
 }
-
-
-class ScheduleSection(Section):
-    """Options of all schedules: a linear rise of the learning rate at the start."""
-
-    type: str = Field(description="Kind of schedule.")
-    warmup_steps: int = Field(
-        default=0,
-        ge=0,
-        le=LARGEST,
-        description="Updates in which the rate rises from 0; not with warmup_epochs.",
-    )
-    warmup_epochs: int = Field(
-        default=0,
-        ge=0,
-        le=LARGEST,
-        description="Epochs in which the rate rises from 0; not with warmup_steps.",
-    )
-
-
-class ConstantSchedule(ScheduleSection):
-    """A constant learning rate."""
-
-    type: Literal["constant"] = Field(description="The learning rate is constant.")
-
-
-class StepSchedule(ScheduleSection):
-    """The learning rate is multiplied by a factor after every `every` epochs."""
-
-    type: Literal["step"] = Field(
-        description="The learning rate is multiplied every `every` epochs."
-    )
-    every: Size = Field(default=10, description="Epochs between two changes.")
-    factor: float = Field(default=0.1, gt=0, le=1, description="Factor of each change.")
-
-
-class ExponentialSchedule(ScheduleSection):
-    """The learning rate is multiplied by a factor after each epoch."""
-
-    type: Literal["exponential"] = Field(
-        description="The learning rate is multiplied after each epoch."
-    )
-    factor: float = Field(default=0.95, gt=0, le=1, description="Factor of each epoch.")
-
-
-class CosineSchedule(ScheduleSection):
-    """The learning rate follows half a cosine to its minimum."""
-
-    type: Literal["cosine"] = Field(
-        description="The learning rate follows half a cosine to its minimum."
-    )
-    epochs: Size | None = Field(
-        default=None, description="Length in epochs; default: the whole run."
-    )
-    minimum: NotNegative = Field(default=0.0, description="Learning rate at the end.")
-
-
-class PlateauSchedule(ScheduleSection):
-    """The learning rate is multiplied by a factor when the monitored value stops improving."""
-
-    type: Literal["reduce_on_plateau"] = Field(
-        description="The learning rate is multiplied when `monitor` stops improving."
-    )
-    factor: float = Field(default=0.1, gt=0, lt=1, description="Factor of each change.")
-    patience: Size = Field(default=5, description="Epochs without improvement before a change.")
-    minimum: NotNegative = Field(default=0.0, description="Lowest learning rate.")
-
-
-SCHEDULES: dict[str, type[Section]] = {
-    "constant": ConstantSchedule,
-    "step": StepSchedule,
-    "exponential": ExponentialSchedule,
-    "cosine": CosineSchedule,
-    "reduce_on_plateau": PlateauSchedule,
+SCHEDULES: dict[str, type[KindSection]] = {
+    name: _kind_section(kind) for name, kind in schedules.SCHEDULES.items()
 }
 
 
@@ -393,12 +316,11 @@ def _check_normalize(value: Any) -> Any:
 class TrainSection(Section):
     """Options of training."""
 
-    loss: Loss = Field(description="Loss that training minimizes.", examples=["cross_entropy"])
-    optimizer: Annotated[
-        Annotated[SGD | Adam | AdamW | RMSprop | Adagrad | Adadelta, Field(discriminator="type")],
-        BareName(tuple(OPTIMIZERS), "adam"),
-    ] = Field(
-        default=Adam(type="adam"),
+    loss: Annotated[str, Choice(LOSSES)] = Field(
+        description="Loss that training minimizes.", examples=["cross_entropy"]
+    )
+    optimizer: Annotated[KindSection, KindChoice(OPTIMIZERS, "adam")] = Field(
+        default=OPTIMIZERS["adam"](type="adam"),
         description="Optimizer: its name, or {type, learning_rate, …}; the default type is adam.",
     )
     batch_size: Size = Field(default=32, description="Sequences per batch.")
@@ -407,26 +329,21 @@ class TrainSection(Section):
         description="Parts that each batch is computed in, whose gradients are added.",
     )
     epochs: Size = Field(default=50, description="Passes over the data.")
-    schedule: Annotated[
-        Annotated[
-            ConstantSchedule | StepSchedule | ExponentialSchedule | CosineSchedule
-            | PlateauSchedule,
-            Field(discriminator="type"),
-        ],
-        BareName(tuple(SCHEDULES), "constant"),
-    ] = Field(
-        default=ConstantSchedule(type="constant"),
+    schedule: Annotated[KindSection, KindChoice(SCHEDULES, "constant")] = Field(
+        default=SCHEDULES["constant"](type="constant"),
         description="Course of the learning rate: a name, or {type, …}; the default type is "
         "constant.",
-    )  # fmt: skip
+    )
     validation: Annotated[float | str | None, BeforeValidator(_check_validation)] = Field(
         default=None,
         description="Share of the sequences held out, or FILE.h5:/group relative to this file (in "
         "--set to the working directory).",
     )
-    monitor: Monitor | None = Field(
-        default=None,
-        description="Metric of the best epoch; default: val_loss, or loss without validation.",
+    monitor: Annotated[str, Choice((*METRICS, *(f"val_{name}" for name in METRICS)))] | None = (
+        Field(
+            default=None,
+            description="Metric of the best epoch; default: val_loss, or loss without validation.",
+        )
     )
     patience: Size | None = Field(
         default=None, description="Stop after this many epochs without improvement; default: never."
@@ -462,11 +379,7 @@ class TrainSection(Section):
         return self.normalize
 
 
-InitScheme: TypeAlias = Literal[
-    "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "orthogonal", "uniform",
-    "xavier", "xavier_uniform", "gauss", "zero", "identity",
-]  # fmt: skip
-INIT_SCHEMES: tuple[str, ...] = get_args(InitScheme)
+INIT_SCHEMES = tuple(SCHEMES)
 
 EXAMPLE = {"input_size": 12, "layers": [{"type": "lstm", "hidden_size": 100}]}
 DatasetName = Annotated[str, Field(min_length=1)]
@@ -475,7 +388,7 @@ DatasetName = Annotated[str, Field(min_length=1)]
 class InitSection(Section):
     """Initialization of weights that are not loaded."""
 
-    scheme: InitScheme = Field(
+    scheme: Annotated[str, Choice(INIT_SCHEMES)] = Field(
         default="glorot_uniform", description="Initialization of the matrices."
     )
     seed: Seed = Field(default=0, description="Seed of the initial weights.")
@@ -485,7 +398,7 @@ class ModelSection(Section):
     """The network."""
 
     input_size: Size = Field(description="Features D of each step.", examples=[12])
-    layers: list[Annotated[Layer, Field(discriminator="type")]] = Field(
+    layers: list[Annotated[LayerSection, KindChoice(LAYERS)]] = Field(
         min_length=1,
         max_length=MOST_LAYERS,
         description="The layers, from input to output.",
@@ -496,6 +409,19 @@ class ModelSection(Section):
         description="Fixed number of steps T, which flatten needs; shorter sequences are padded.",
     )
     init: InitSection = Field(default=InitSection(), description="Initialization of the weights.")
+
+    def to_specs(self) -> tuple[LayerSpec, ...]:
+        """The layers in order, each of which reads the outputs of the one before.
+
+        The config must have passed `lstm_cli.config.checks.check_config`.
+        """
+        specs: list[LayerSpec] = []
+        size = self.input_size
+        for index, layer in enumerate(self.layers):
+            spec = layer.to_spec(index, size, self.steps or 1)
+            specs.append(spec)
+            size = spec.output_size
+        return tuple(specs)
 
 
 class WindowSection(Section):

@@ -26,7 +26,8 @@ from lstm_cli.training.interfaces import (
     TrainingSource,
     Validation,
 )
-from lstm_cli.training.metrics import METRICS, BatchMetrics, Metrics
+from lstm_cli.training.losses import METRICS
+from lstm_cli.training.metrics import BatchMetrics, Metrics
 from lstm_cli.training.micro_batches import merged, rank_rows
 from lstm_cli.training.nonfinite import nonfinite_error
 from lstm_cli.training.train_step import Division, StepTrace, TrainStep

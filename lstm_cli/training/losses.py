@@ -37,15 +37,18 @@ from lstm_cli.errors import DataError
 from lstm_cli.training.targets import TargetFormat
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "mae", "huber")
+METRICS = ("loss", "accuracy", "auc", "mse", "mae")
+"""Every metric that `lstm_cli.training.metrics` computes, in the order of tables."""
 
-_BY_ACTIVATION = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
+FINAL_ACTIVATIONS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
+"""Activation of the last layer that each classification loss needs."""
 
 
 def loss_for(layers: Layers) -> str:
     """Default loss for the activation of the last layer."""
     last = layers[-1]
     name = last.activation_name if isinstance(last, DenseSpec) else ""
-    return _BY_ACTIVATION.get(name, "mse")
+    return next((loss for loss, final in FINAL_ACTIVATIONS.items() if final == name), "mse")
 
 
 @np.errstate(all="ignore")  # a value that is not finite shows in the loss
@@ -116,7 +119,7 @@ DERIVATIVES: Mapping[str, Callable[[Value, Value], Value]] = {
 
 # The loss of a batch
 
-FUSED = ("cross_entropy", "binary_cross_entropy")
+FUSED = tuple(FINAL_ACTIVATIONS)
 """Losses that are computed from the logits."""
 
 

@@ -25,9 +25,6 @@ from lstm_cli.training.nonfinite import first_nonfinite, location, nonfinite_dat
 from lstm_cli.training.targets import TargetFormat, select_rows
 from lstm_cli.training.train_step import Chunk
 
-METRICS = ("loss", "accuracy", "auc", "mse", "mae")
-"""Every metric, in the order of tables."""
-
 
 def area_under_curve(scores: Array, positive: Array) -> float | None:
     """Area under the ROC curve, with ties counted half. None if a class is absent.

@@ -2,23 +2,27 @@
 
 Some numbers change between updates and are the same for all weights, such as the rate. The
 equations read these numbers by name. So an engine traces an equation once, with symbols for the
-numbers, and uses the result for all updates.
+numbers, and uses the result for all updates. A new optimizer is a class here, and its row in
+`OPTIMIZERS`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
-
-import numpy as np
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from lstm_cli.cells.expression import Value, sqrt
-from lstm_cli.errors import ConfigError, nearest
+from lstm_cli.training.options import ANY, NOT_NEGATIVE, POSITIVE, SHARE, from_mapping, option
 
 Slots = Mapping[str, Value]
 Update = tuple[Value, dict[str, Value]]
+
+_DECAY = "Weights shrink by learning_rate x this value per update, beyond the gradient."
+_EPSILON = "Added to the root in the denominator."
+_MEAN_SQUARE = "Decay of the mean of squared gradients."
+_MOMENTUM = "Share of the last update that is kept."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +31,17 @@ class Optimizer(ABC):
 
     Attributes
     ----------
-    learning_rate
-        Step size before the schedule.
-    weight_decay
-        Matrices shrink by rate x `weight_decay` per update, independently of the gradient.
-    l1, l2
-        Terms `l1` x sign(weight) and `l2` x weight are added to the gradients of matrices.
+    name, description
+        Value of the key ``type`` in the config, and its description.
     """
 
-    learning_rate: float = 0.001
-    weight_decay: float = 0.0
-    l1: float = 0.0
-    l2: float = 0.0
+    learning_rate: float = option(0.001, POSITIVE, "Step size.")
+    weight_decay: float = option(0.0, NOT_NEGATIVE, _DECAY)
+    l1: float = option(0.0, NOT_NEGATIVE, "This value x sign(weight) is added to the gradient.")
+    l2: float = option(0.0, NOT_NEGATIVE, "This value x weight is added to the gradient.")
 
     name: ClassVar[str]
+    description: ClassVar[str]
 
     @property
     @abstractmethod
@@ -70,21 +71,17 @@ class Optimizer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SGDOptimizer(Optimizer):
-    """Gradient descent; momentum of Polyak 1964, Nesterov's as in Sutskever et al. 2013.
+    """Stochastic gradient descent.
 
-    Attributes
-    ----------
-    momentum
-        Share of the last step that is repeated.
-    nesterov
-        True: the gradient is applied after the momentum (Nesterov).
+    Momentum of Polyak 1964, Nesterov's as in Sutskever et al. 2013.
     """
 
-    learning_rate: float = 0.01
-    momentum: float = 0.0
-    nesterov: bool = False
+    learning_rate: float = option(0.01, POSITIVE, "Step size.")
+    momentum: float = option(0.0, SHARE, _MOMENTUM)
+    nesterov: bool = option(False, ANY, "Nesterov's momentum; needs momentum.")
 
     name = "sgd"
+    description = "Gradient descent, optionally with momentum."
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -101,21 +98,17 @@ class SGDOptimizer(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamOptimizer(Optimizer):
-    """Adam: Kingma and Ba 2015, algorithm 1.
+    """Adam (Kingma and Ba 2015).
 
-    Attributes
-    ----------
-    beta1, beta2
-        Decay rates of the means of gradients and of squared gradients.
-    epsilon
-        Added to the root in the denominator.
+    Algorithm 1 of the paper.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    beta1: float = option(0.9, SHARE, "Decay of the mean of gradients.")
+    beta2: float = option(0.999, SHARE, _MEAN_SQUARE)
+    epsilon: float = option(1e-8, POSITIVE, _EPSILON)
 
     name = "adam"
+    description = "Adam."
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -140,32 +133,27 @@ class AdamOptimizer(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWOptimizer(AdamOptimizer):
-    """Adam, by default with decoupled weight decay: Loshchilov and Hutter 2019."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
-    weight_decay: float = 0.01
+    weight_decay: float = option(0.01, NOT_NEGATIVE, _DECAY)
 
     name = "adamw"
+    description = "Adam with weight decay apart from the gradient."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RMSpropOptimizer(Optimizer):
-    """RMSprop: Hinton 2012, Neural Networks for Machine Learning, lecture 6e.
+    """RMSprop (Hinton 2012).
 
-    Attributes
-    ----------
-    rho
-        Decay rate of the mean of squared gradients.
-    momentum
-        Share of the last step that is repeated.
-    epsilon
-        Added to the root in the denominator.
+    Neural Networks for Machine Learning, lecture 6e.
     """
 
-    rho: float = 0.9
-    momentum: float = 0.0
-    epsilon: float = 1e-8
+    rho: float = option(0.9, SHARE, _MEAN_SQUARE)
+    momentum: float = option(0.0, SHARE, _MOMENTUM)
+    epsilon: float = option(1e-8, POSITIVE, _EPSILON)
 
     name = "rmsprop"
+    description = "RMSprop."
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -186,18 +174,16 @@ class RMSpropOptimizer(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdagradOptimizer(Optimizer):
-    """Adagrad: Duchi et al. 2011, the diagonal case.
+    """Adagrad (Duchi et al. 2011).
 
-    Attributes
-    ----------
-    epsilon
-        Added to the root in the denominator.
+    The diagonal case.
     """
 
-    learning_rate: float = 0.01
-    epsilon: float = 1e-10
+    learning_rate: float = option(0.01, POSITIVE, "Step size.")
+    epsilon: float = option(1e-10, POSITIVE, _EPSILON)
 
     name = "adagrad"
+    description = "Adagrad."
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -211,21 +197,17 @@ class AdagradOptimizer(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdadeltaOptimizer(Optimizer):
-    """Adadelta: Zeiler 2012, algorithm 1, its step multiplied by the rate.
+    """Adadelta (Zeiler 2012).
 
-    Attributes
-    ----------
-    rho
-        Decay rate of the means of squared gradients and squared steps.
-    epsilon
-        Added to both means.
+    Algorithm 1 of the paper, its step multiplied by the rate.
     """
 
-    learning_rate: float = 1.0
-    rho: float = 0.95
-    epsilon: float = 1e-6
+    learning_rate: float = option(1.0, POSITIVE, "Factor of each step.")
+    rho: float = option(0.95, SHARE, "Decay of the means.")
+    epsilon: float = option(1e-6, POSITIVE, "Added to both means.")
 
     name = "adadelta"
+    description = "Adadelta."
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -261,55 +243,3 @@ def make_optimizer(options: Mapping[str, Any]) -> Optimizer:
         The type or a key is unknown. Values are not checked here.
     """
     return from_mapping("optimizer", OPTIMIZERS, options)
-
-
-# From a section of the config
-
-Record = TypeVar("Record")
-
-
-def from_mapping(
-    section: str, kinds: Mapping[str, type[Record]], options: Mapping[str, Any]
-) -> Record:
-    """An object of the class that ``options["type"]`` names, with the other options as fields.
-
-    Parameters
-    ----------
-    section
-        Name of the section for errors, such as ``optimizer``.
-    kinds
-        Dataclasses by type.
-
-    Raises
-    ------
-    ConfigError
-        The type is missing or unknown, or lacks an option.
-    """
-    if "type" not in options:
-        raise ConfigError(f"{section} has no type", expected=", ".join(kinds))
-    kind = str(options["type"])
-    if kind not in kinds:
-        raise ConfigError(
-            f"{kind} is not a kind of {section}",
-            expected=", ".join(kinds),
-            hint=_did_you_mean(kind, kinds),
-        )
-    names = [field.name for field in fields(kinds[kind]) if field.init]  # type: ignore[arg-type]
-    for key in options:
-        if key != "type" and key not in names:
-            raise ConfigError(
-                f"{section}.{key} is not a key of {kind}",
-                expected=", ".join(names),
-                hint=_did_you_mean(key, names),
-            )
-    return kinds[kind](**{key: _plain(value) for key, value in options.items() if key != "type"})
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy number as a Python number, which does not change the precision of arrays."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str | None:
-    guess = nearest(name, names)
-    return f"did you mean `{guess}`?" if guess else None

@@ -1,8 +1,8 @@
 """Learning-rate schedules: a linear warm-up to the full rate, then a decay.
 
 Updates are counted from 1, epochs from 0. A rate depends on these counts alone, except for
-`ReduceOnPlateau`, which waits for a metric. A new schedule needs a class in `SCHEDULES` here, and
-its keys in `lstm_cli.config.schema.SCHEDULES`.
+`PlateauSchedule`, which waits for a metric. A new schedule is a class here, and its row in
+`SCHEDULES`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
-from lstm_cli.training.optimizers import from_mapping
+from lstm_cli.training.options import COUNT, FACTOR, NOT_NEGATIVE, SIZE, from_mapping, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,23 @@ class RateSchedule(ABC):
     warmup_steps, warmup_epochs
         Length of the warm-up in updates or in epochs, not both. At update k of a warm-up of W
         updates the rate is k / W of the full rate.
+    name, description
+        Value of the key ``type`` in the config, and its description.
     """
 
-    warmup_steps: int = 0
-    warmup_epochs: int = 0
+    warmup_steps: int = option(
+        0, COUNT, "Updates in which the rate rises from 0; not with warmup_epochs."
+    )
+    warmup_epochs: int = option(
+        0, COUNT, "Epochs in which the rate rises from 0; not with warmup_steps."
+    )
 
     name: ClassVar[str]
+    description: ClassVar[str]
+
+    def for_run(self, epochs: int) -> RateSchedule:
+        """This schedule for a run of a number of epochs."""
+        return self
 
     def rate(self, learning_rate: float, step: int, epoch: int, steps_per_epoch: int) -> float:
         """Learning rate of an update.
@@ -81,59 +92,69 @@ class RateSchedule(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConstantRate(RateSchedule):
-    """The full rate, unchanged."""
+class ConstantSchedule(RateSchedule):
+    """A constant learning rate."""
 
     name = "constant"
+    description = "The learning rate is constant."
 
     def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
         return full
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepDecay(RateSchedule):
-    """The rate is multiplied by `factor` every `every` epochs."""
+class StepSchedule(RateSchedule):
+    """The learning rate is multiplied by a factor after every `every` epochs."""
 
-    every: int = 10
-    factor: float = 0.1
+    every: int = option(10, SIZE, "Epochs between two changes.")
+    factor: float = option(0.1, FACTOR, "Factor of each change.")
 
     name = "step"
+    description = "The learning rate is multiplied every `every` epochs."
 
     def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
         return full * self.factor ** (epoch // self.every)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExponentialDecay(RateSchedule):
-    """The rate is multiplied by `factor` after each epoch."""
+class ExponentialSchedule(RateSchedule):
+    """The learning rate is multiplied by a factor after each epoch."""
 
-    factor: float = 0.95
+    factor: float = option(0.95, FACTOR, "Factor of each epoch.")
 
     name = "exponential"
+    description = "The learning rate is multiplied after each epoch."
 
     def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
         return full * self.factor**epoch
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosineDecay(RateSchedule):
-    """Half a cosine from the full rate to `minimum` (Loshchilov and Hutter 2017).
+class CosineSchedule(RateSchedule):
+    """The learning rate follows half a cosine to its minimum.
+
+    Loshchilov and Hutter 2017.
 
     Attributes
     ----------
     epochs
-        Epoch of the minimum, counted from the start of the run. The rate stays there.
+        Epoch of the minimum, counted from the start of the run. The rate stays there. None: the
+        rate stays full, until `for_run` sets the length.
     minimum
         Rate at the end. A full rate below it stays unchanged.
     """
 
-    epochs: int
-    minimum: float = 0.0
+    epochs: int | None = option(None, SIZE, "Length in epochs; default: the whole run.")
+    minimum: float = option(0.0, NOT_NEGATIVE, "Learning rate at the end.")
 
     name = "cosine"
+    description = "The learning rate follows half a cosine to its minimum."
+
+    def for_run(self, epochs: int) -> RateSchedule:
+        return self if self.epochs is not None else replace(self, epochs=epochs)
 
     def _decayed_rate(self, full: float, epoch: int, elapsed: float, warmup: float) -> float:
-        length = self.epochs - warmup
+        length = (math.inf if self.epochs is None else self.epochs) - warmup
         share = min(1.0, elapsed / length) if length > 0 else 1.0
         minimum = min(self.minimum, full)
         return minimum + (full - minimum) * 0.5 * (1 + math.cos(math.pi * share))
@@ -149,8 +170,8 @@ class _PlateauState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReduceOnPlateau(RateSchedule):
-    """The rate is multiplied by `factor` when the monitored metric has stopped improving.
+class PlateauSchedule(RateSchedule):
+    """The learning rate is multiplied by a factor when the monitored value stops improving.
 
     Attributes
     ----------
@@ -163,11 +184,12 @@ class ReduceOnPlateau(RateSchedule):
         Lowest rate. A full rate below it stays unchanged.
     """
 
-    factor: float = 0.1
-    patience: int = 5
-    minimum: float = 0.0
+    factor: float = option(0.1, {"gt": 0, "lt": 1}, "Factor of each change.")
+    patience: int = option(5, SIZE, "Epochs without improvement before a change.")
+    minimum: float = option(0.0, NOT_NEGATIVE, "Lowest learning rate.")
 
     name = "reduce_on_plateau"
+    description = "The learning rate is multiplied when `monitor` stops improving."
     _state: _PlateauState = field(
         default_factory=_PlateauState, init=False, repr=False, compare=False
     )
@@ -204,7 +226,13 @@ def _is_better(metric: float, best: float, larger_is_better: bool) -> bool:
 
 SCHEDULES: dict[str, type[RateSchedule]] = {
     kind.name: kind
-    for kind in (ConstantRate, StepDecay, ExponentialDecay, CosineDecay, ReduceOnPlateau)
+    for kind in (
+        ConstantSchedule,
+        StepSchedule,
+        ExponentialSchedule,
+        CosineSchedule,
+        PlateauSchedule,
+    )
 }
 
 
@@ -214,13 +242,11 @@ def make_schedule(options: Mapping[str, Any], *, epochs: int) -> RateSchedule:
     Parameters
     ----------
     epochs
-        Epochs of the run: the default length of a cosine.
+        Epochs of the run.
 
     Raises
     ------
     ConfigError
         The type or a key is unknown. Values are not checked here.
     """
-    if options.get("type") == CosineDecay.name and options.get("epochs") is None:
-        options = {**options, "epochs": epochs}
-    return from_mapping("schedule", SCHEDULES, options)
+    return from_mapping("schedule", SCHEDULES, options).for_run(epochs)

@@ -14,7 +14,7 @@ import numpy as np
 from lstm_cli.cells import LSTM, Activation
 from lstm_cli.config import Config
 from lstm_cli.config.field_types import to_yaml_value
-from lstm_cli.config.schema import Layer
+from lstm_cli.config.schema import LayerSection
 from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.errors import quote
 from lstm_cli.formats.interchange import Imported
@@ -232,25 +232,25 @@ def unwritten_options(config: Config, file_config: Config) -> set[str]:
 
 def _pairs(
     config: Config, other: Config
-) -> list[tuple[tuple[int, Layer], tuple[int, Layer]]] | None:
+) -> list[tuple[tuple[int, LayerSection], tuple[int, LayerSection]]] | None:
     layers, other_layers = list(_layers(config)), list(_layers(other))
     if [layer.type for _, layer in layers] != [layer.type for _, layer in other_layers]:
         return None
     return list(zip(layers, other_layers, strict=True))
 
 
-def _layers(config: Config) -> Iterator[tuple[int, Layer]]:
+def _layers(config: Config) -> Iterator[tuple[int, LayerSection]]:
     for index, layer in enumerate(config.model.layers):
         if layer.type != "dropout":  # computes nothing outside of training
             yield index, layer
 
 
-def _value(layer: Layer, key: str) -> Any:
+def _value(layer: LayerSection, key: str) -> Any:
     value = getattr(layer, key)
     return _value(layer, "activation") if key == "cell_activation" and value is None else value
 
 
-def _differs(layer: Layer, other: Layer, key: str) -> bool:
+def _differs(layer: LayerSection, other: LayerSection, key: str) -> bool:
     if _computes_the_same(_value(layer, key), _value(other, key)):
         return False
     # Where the option follows the activation on both sides, only the activation is reported.
@@ -260,7 +260,7 @@ def _differs(layer: Layer, other: Layer, key: str) -> bool:
     )
 
 
-def _follows_activation(layer: Layer, key: str) -> bool:
+def _follows_activation(layer: LayerSection, key: str) -> bool:
     return key == "cell_activation" and getattr(layer, key) is None
 
 

@@ -19,7 +19,7 @@ from lstm_cli.network.network import Network
 from lstm_cli.training.losses import Criterion
 from lstm_cli.training.metrics import area_under_curve
 from lstm_cli.training.optimizers import SGDOptimizer
-from lstm_cli.training.schedules import ConstantRate
+from lstm_cli.training.schedules import ConstantSchedule
 from lstm_cli.training.targets import TargetFormat
 from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
@@ -92,7 +92,7 @@ def test_gradients_of_every_matrix_and_bias_of_every_gate(
 
 def learner(specs: list[LayerSpec], loss: str, features: int, seed: int = 1) -> TrainStep:
     weights = initialize(specs, "xavier", seed=seed)
-    updates = Updates(SGDOptimizer(learning_rate=0.1), ConstantRate())
+    updates = Updates(SGDOptimizer(learning_rate=0.1), ConstantSchedule())
     criterion = Criterion(TargetFormat(loss, False, features, "targets"))
     return TrainStep(Network(specs, weights, ReferenceEngine()), criterion, updates)
 

@@ -16,7 +16,7 @@ from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.training.losses import Criterion, loss_for
 from lstm_cli.training.optimizers import AdamOptimizer
-from lstm_cli.training.schedules import ConstantRate
+from lstm_cli.training.schedules import ConstantSchedule
 from lstm_cli.training.targets import TargetFormat
 from lstm_cli.training.train_step import TrainStep
 from lstm_cli.training.updates import Updates
@@ -380,7 +380,7 @@ class LstmCliTrainable:
         targets = TargetFormat(
             task.loss, network.returns_sequences, network.output_size, "random targets"
         )
-        updates = Updates(task.optimizer, ConstantRate())
+        updates = Updates(task.optimizer, ConstantSchedule())
         self._train_step = TrainStep(network, Criterion(targets), updates)
         self._lengths = task.lengths
         self._gradients: Mapping[str, Array] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from lstm_cli.cells.expression import evaluate, symbol
 from lstm_cli.errors import ConfigError
-from lstm_cli.training.optimizers import Optimizer, make_optimizer
+from lstm_cli.training.optimizers import OPTIMIZERS, Optimizer, make_optimizer
 
 STEPS, SHAPE = 20, (3, 5)
 
@@ -204,11 +205,27 @@ def test_slots_are_kept_only_where_they_are_used() -> None:
     assert make_optimizer({"type": "rmsprop", "momentum": 0.5}).slots == ("v", "velocity")
 
 
-def test_defaults_are_those_of_the_config() -> None:
-    from lstm_cli.config.schema import OPTIMIZERS
+DEFAULTS = {
+    "sgd": {"learning_rate": 0.01, "momentum": 0.0, "nesterov": False},
+    "adam": {"learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+    "adamw": {"learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+    "rmsprop": {"learning_rate": 0.001, "rho": 0.9, "momentum": 0.0, "epsilon": 1e-8},
+    "adagrad": {"learning_rate": 0.01, "epsilon": 1e-10},
+    "adadelta": {"learning_rate": 1.0, "rho": 0.95, "epsilon": 1e-6},
+}
 
-    assert OPTIMIZERS.keys() == OPTIMIZERS.keys()
-    for kind, section in OPTIMIZERS.items():
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_defaults(kind: str) -> None:
+    decay = {"weight_decay": 0.01 if kind == "adamw" else 0.0, "l1": 0.0, "l2": 0.0}
+    assert asdict(make_optimizer({"type": kind})) == {**DEFAULTS[kind], **decay}
+
+
+def test_the_config_has_the_same_types_and_defaults() -> None:
+    from lstm_cli.config import schema
+
+    assert schema.OPTIMIZERS.keys() == OPTIMIZERS.keys()
+    for kind, section in schema.OPTIMIZERS.items():
         options = section(type=kind).model_dump()
         assert make_optimizer(options) == make_optimizer({"type": kind})
 

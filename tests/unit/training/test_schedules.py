@@ -190,7 +190,23 @@ def test_other_schedules_have_no_state(kind: str) -> None:
     assert rates(schedule) == before
 
 
-def test_defaults_are_those_of_the_config() -> None:
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "step": {"every": 10, "factor": 0.1},
+    "exponential": {"factor": 0.95},
+    "cosine": {"epochs": EPOCHS, "minimum": 0.0},
+    "reduce_on_plateau": {"factor": 0.1, "patience": 5, "minimum": 0.0},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_defaults(kind: str) -> None:
+    schedule = made(type=kind)
+    for key, value in {**DEFAULTS[kind], "warmup_steps": 0, "warmup_epochs": 0}.items():
+        assert getattr(schedule, key) == value
+
+
+def test_the_config_has_the_same_types_and_defaults() -> None:
     from lstm_cli.config import schema
 
     assert SCHEDULES.keys() == schema.SCHEDULES.keys()
