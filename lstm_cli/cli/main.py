@@ -211,10 +211,11 @@ def _option_hint(option: str, ctx: click.Context) -> str | None:
 
         key = option.lstrip("-").replace("-", "_")
         key = {"lr": "learning_rate"}.get(key, key)
-        if key in TrainSection.model_fields:
-            return f"the config has this key: --set train.{key}=…"
-        if all(key in section.model_fields for section in OPTIMIZERS.values()):
-            return f"the config has this key: --set train.optimizer.{key}=…"
+        in_every_optimizer = all(key in kind.model_fields for kind in OPTIMIZERS.values())
+        sections = {"train": key in TrainSection.model_fields, "train.optimizer": in_every_optimizer}
+        for section, has_key in sections.items():
+            if has_key:
+                return f"the config has this key: --set {section}.{key}=…"
     return None
 
 
