@@ -212,7 +212,10 @@ def _option_hint(option: str, ctx: click.Context) -> str | None:
         key = option.lstrip("-").replace("-", "_")
         key = {"lr": "learning_rate"}.get(key, key)
         in_every_optimizer = all(key in kind.model_fields for kind in OPTIMIZERS.values())
-        sections = {"train": key in TrainSection.model_fields, "train.optimizer": in_every_optimizer}
+        sections = {
+            "train": key in TrainSection.model_fields,
+            "train.optimizer": in_every_optimizer,
+        }
         for section, has_key in sections.items():
             if has_key:
                 return f"the config has this key: --set {section}.{key}=…"
