@@ -1,8 +1,12 @@
 """The contract of engines: layer specifications, batches, results, and the protocols.
 
 An engine computes layers on one device. The protocol `ArrayOperations` has its operations on
-arrays, and `Engine` adds those on layers. The engines in ``reference/``, ``jit/`` and ``cuda/``
-implement both.
+arrays. `Engine` adds `Engine.layer`, which makes a `Layer` from a specification and its weights.
+The engines in ``reference/``, ``jit/`` and ``cuda/`` implement all three.
+
+The protocols have two type parameters: `A` for arrays in the engine's memory, and `V` for the
+values of a batch in the layout that layers take and return. Code that computes with any engine
+leaves them out.
 """
 
 from __future__ import annotations
@@ -10,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
 from lstm_cli.cells import Activation, Cell, Parameter
 from lstm_cli.cells.expression import Expression
@@ -22,15 +27,21 @@ Array: TypeAlias = NDArray[Any]
 """An array in NumPy's memory."""
 
 EngineArray: TypeAlias = Any
-"""An array, or the values of a batch, in the engine's memory and layout."""
+"""An array, or the values of a batch, of an engine that the code does not know."""
 
-Values: TypeAlias = Mapping[str, EngineArray | float]
+A = TypeVar("A", default=EngineArray)
+"""Array in the engine's memory."""
+
+V = TypeVar("V", default=EngineArray)
+"""Values of a batch in the engine's memory and layout."""
+
+Values: TypeAlias = Mapping[str, A | Array | float]
 """Values of symbols by name: arrays and numbers."""
 
 Deferred: TypeAlias = Callable[[], float]
 """A number that may still be in computation. The call waits for it."""
 
-State: TypeAlias = tuple[EngineArray, EngineArray | None]
+State: TypeAlias = tuple[A, A | None]
 """(h, c) of one recurrent layer: h (N, directions, P or H), c (N, directions, H) or None."""
 
 ZeroStates: TypeAlias = Mapping[tuple[int, str], tuple[int, ...]]
@@ -258,8 +269,31 @@ class TrainingPass:
         return np.asarray(survives * np.float32(1 / (1 - rate)), np.float32)
 
 
+class LayerTape:
+    """Values of a layer's forward pass that its backward pass needs.
+
+    Each kind of layer of each engine derives its own class.
+    """
+
+
+Tape = TypeVar("Tape", bound=LayerTape)
+
+
+def own_tape(tape: LayerTape, kind: type[Tape]) -> Tape:
+    """The tape as one that this layer made.
+
+    Raises
+    ------
+    TypeError
+        Another kind of layer made it.
+    """
+    if not isinstance(tape, kind):
+        raise TypeError(f"a {type(tape).__name__} instead of a {kind.__name__}")
+    return tape
+
+
 @dataclass(frozen=True)
-class LayerGradients:
+class LayerGradients(Generic[A, V]):
     """Derivatives of the loss for one layer.
 
     Attributes
@@ -272,13 +306,13 @@ class LayerGradients:
         Derivatives for the initial states of a recurrent layer.
     """
 
-    x: EngineArray
-    weights: Mapping[str, EngineArray] = field(default_factory=dict)
-    state: State | None = None
+    x: V
+    weights: Mapping[str, A] = field(default_factory=dict)
+    state: State[A] | None = None
 
 
 @dataclass
-class LayerResult:
+class LayerResult(Generic[A, V]):
     """Result of one layer's forward pass.
 
     Attributes
@@ -295,19 +329,19 @@ class LayerResult:
     seconds
         Seconds by part, such as ``input projection`` and ``recurrence``.
     tape
-        Values that the engine's `backward` needs. Set after a pass for training.
+        Values that `Layer.backward` needs. Set after a pass for training.
     """
 
-    output: EngineArray
-    state: State | None = None
-    gates: Mapping[str, Mapping[str, EngineArray]] = field(default_factory=dict)
-    logits: EngineArray | None = None
+    output: V
+    state: State[A] | None = None
+    gates: Mapping[str, Mapping[str, V]] = field(default_factory=dict)
+    logits: V | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-    tape: Any = None
+    tape: LayerTape | None = None
 
 
 @dataclass(frozen=True)
-class RowsLoss:
+class RowsLoss(Generic[A]):
     """Loss of the valid rows of a batch, and its derivative.
 
     Attributes
@@ -323,7 +357,7 @@ class RowsLoss:
     """
 
     total: Deferred
-    gradient: EngineArray
+    gradient: A
     weight: float
     scale: float
 
@@ -331,7 +365,7 @@ class RowsLoss:
 # Protocols
 
 
-class ArrayOperations(Protocol):
+class ArrayOperations(Protocol[A, V]):
     """Operations of an engine on its arrays, element by element.
 
     Array arguments may be in NumPy's memory or in the engine's. All arrays of one call have one
@@ -342,8 +376,8 @@ class ArrayOperations(Protocol):
     def evaluate(
         self,
         roots: Mapping[str, Expression],
-        values: Values,
-        out: Mapping[str, EngineArray],
+        values: Values[A],
+        out: Mapping[str, A | Array],
     ) -> None:
         """Compute every root into its array of `out`, which may be one of the inputs.
 
@@ -357,34 +391,34 @@ class ArrayOperations(Protocol):
             Writable arrays, one for each root.
         """
 
-    def total(self, root: Expression, values: Values) -> float:
+    def total(self, root: Expression, values: Values[A]) -> float:
         """Sum over all elements. Each is computed and added in double precision."""
 
-    def totals(self, root: Expression, many: Sequence[Values]) -> Sequence[Deferred]:
+    def totals(self, root: Expression, many: Sequence[Values[A]]) -> Sequence[Deferred]:
         """The `total` for each entry of `many`."""
 
-    def all_finite(self, arrays: Sequence[EngineArray]) -> bool:
+    def all_finite(self, arrays: Sequence[A | Array]) -> bool:
         """Whether all numbers of these arrays are finite."""
 
-    def convert_like(self, array: Any, other: EngineArray) -> EngineArray:
+    def convert_like(self, array: A | Array, other: A | Array) -> A | Array:
         """`array` in the memory and dtype of `other`, without gaps; a copy only where needed."""
 
-    def copy(self, array: Array) -> EngineArray:
+    def copy(self, array: Array) -> A:
         """A writable copy in this engine's memory, without gaps."""
 
-    def zeros_like(self, array: EngineArray) -> EngineArray:
+    def zeros_like(self, array: A) -> A:
         """Zeros in the memory, shape and dtype of `array`."""
 
-    def empty_like(self, array: EngineArray) -> EngineArray:
+    def empty_like(self, array: A) -> A:
         """Uninitialized array in the memory, shape and dtype of `array`."""
 
-    def download(self, array: EngineArray) -> Array:
+    def download(self, array: A) -> Array:
         """A copy in NumPy's memory."""
 
-    def to_host(self, values: EngineArray) -> Array:
+    def to_host(self, values: A | V) -> Array:
         """An array, or values over a batch, in NumPy's memory: (N, T, F) or (N, F)."""
 
-    def gather_valid(self, values: EngineArray, rows: Array | None) -> EngineArray:
+    def gather_valid(self, values: V | Array, rows: Array | None) -> A:
         """The valid rows of values (N, T, F) or (N, F), as one array (rows, F).
 
         Parameters
@@ -394,12 +428,10 @@ class ArrayOperations(Protocol):
             are valid.
         """
 
-    def scatter_valid(
-        self, gathered: EngineArray, values: EngineArray, rows: Array | None
-    ) -> EngineArray:
+    def scatter_valid(self, gathered: A, values: V | Array, rows: Array | None) -> V | Array:
         """The inverse of `gather_valid`: rows in the layout of `values`, and 0 elsewhere."""
 
-    def match_layout(self, array: Any, values: EngineArray) -> EngineArray | None:
+    def match_layout(self, array: A | Array, values: V | Array) -> A | None:
         """An array in the engine's memory, converted to the layout of `values`.
 
         None: the array is in NumPy's memory, or its shape differs from that of `values`, or some
@@ -408,11 +440,11 @@ class ArrayOperations(Protocol):
 
     def cross_entropy(
         self,
-        logits: EngineArray,
+        logits: A,
         targets: Array,
         class_weights: Array | None,
         label_smoothing: float,
-    ) -> RowsLoss:
+    ) -> RowsLoss[A]:
         """Cross-entropy of the softmax of logits (rows, F).
 
         Parameters
@@ -426,7 +458,60 @@ class ArrayOperations(Protocol):
         """
 
 
-class Engine(ArrayOperations, Protocol):
+class Layer(Protocol[A, V]):
+    """A layer with its weights on an engine.
+
+    Results are in the engine's memory and layout.
+    """
+
+    @property
+    def spec(self) -> LayerSpec:
+        """What the layer computes."""
+
+    def forward(
+        self,
+        x: V,
+        lengths: Array | None,
+        state: State[A | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[A, V]:
+        """Forward pass over a batch.
+
+        Parameters
+        ----------
+        x
+            Result of `Engine.from_padded` or of the previous layer: (N, T, D). Dense and dropout
+            layers also take (N, D).
+        lengths
+            (N,) valid steps. None: all T steps are valid.
+        state
+            Initial (h, c) in NumPy's memory or the engine's. None: the states are zeros.
+        return_gates
+            Return gates and states of every step.
+        training
+            Apply dropout, and store the values that `backward` needs.
+        """
+
+    def backward(
+        self, tape: LayerTape, d_output: V | Array, *, d_logits: bool = False
+    ) -> LayerGradients[A, V]:
+        """Derivatives of the loss through the layer.
+
+        Parameters
+        ----------
+        tape
+            `LayerResult.tape` of the forward pass.
+        d_output
+            Derivative for the layer's output, in the shape of the output. It is in NumPy's memory,
+            or in the layout in which layers return values.
+        d_logits
+            True: `d_output` is the derivative for a dense layer's values before the activation.
+        """
+
+
+class Engine(ArrayOperations[A, V], Protocol[A, V]):
     """An engine computes layers on one device. Callers pass it as an argument.
 
     Attributes
@@ -454,19 +539,19 @@ class Engine(ArrayOperations, Protocol):
     def threads(self) -> int | None:
         """Number of threads it may use. None if it sets no number."""
 
-    def from_device_array(self, array: Any) -> EngineArray | None:
+    def from_device_array(self, array: object) -> A | None:
         """A caller's array that is already in this engine's memory. None for other arrays.
 
         The result is None for a NumPy array, too: every engine reads NumPy arrays.
         """
 
-    def normalize(self, x: EngineArray, mean: Array, scale: Array) -> EngineArray:
+    def normalize(self, x: A, mean: Array, scale: Array) -> A:
         """(x - mean) / scale in double precision, then cast.
 
         `x` (N, T, D) is a result of `from_device_array`.
         """
 
-    def from_padded(self, x: EngineArray, lengths: Array | None) -> EngineArray:
+    def from_padded(self, x: A | Array, lengths: Array | None) -> V:
         """Values of a batch (N, T, D) or (N, D) in the layout that layers take and return.
 
         Parameters
@@ -475,66 +560,16 @@ class Engine(ArrayOperations, Protocol):
             (N,) valid steps. None: all T steps are valid.
         """
 
-    def to_padded(self, values: EngineArray) -> EngineArray:
+    def to_padded(self, values: V | A) -> A:
         """Values of a layer as an array (N, T, F) or (N, F) in this engine's memory.
 
         Padding is 0, and so are sequences of length 0.
         """
 
-    def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Weights of one layer as this engine needs them, for any number of batches.
+    def layer(self, spec: LayerSpec, weights: Mapping[str, A | Array]) -> Layer[A, V]:
+        """A layer with its weights, for any number of batches.
 
-        A layer without biases is prepared with biases of 0; see `with_biases`.
-        """
-
-    def forward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        x: EngineArray,
-        lengths: Array | None,
-        state: State | None = None,
-        *,
-        return_gates: bool = False,
-        training: TrainingPass | None = None,
-    ) -> LayerResult:
-        """Forward pass of one layer. Its results are in the engine's memory and layout.
-
-        Parameters
-        ----------
-        x
-            Result of `from_padded` or of the previous layer: (N, T, D). Dense and dropout layers
-            also take (N, D).
-        lengths
-            (N,) valid steps. None: all T steps are valid.
-        state
-            Initial (h, c) in NumPy's memory or the engine's. None: the states are zeros.
-        return_gates
-            Return gates and states of every step.
-        training
-            Apply dropout, and store the values that `backward` needs.
-        """
-
-    def backward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        tape: Any,
-        d_output: EngineArray,
-        *,
-        d_logits: bool = False,
-    ) -> LayerGradients:
-        """Derivatives of the loss through one layer, in the engine's memory and layout.
-
-        Parameters
-        ----------
-        tape
-            `LayerResult.tape` of the forward pass.
-        d_output
-            Derivative for the layer's output, in the shape of the output. It is in NumPy's memory,
-            or in the layout in which layers return values.
-        d_logits
-            True: `d_output` is the derivative for a dense layer's values before the activation.
+        A layer without biases computes with biases of 0; see `with_biases`.
         """
 
 

@@ -16,6 +16,7 @@ from lstm_cli.cells import Activation
 from lstm_cli.cells.expression import Expression, symbol
 from lstm_cli.cells.gradient import gradient
 from lstm_cli.engines import schedule as schedules
+from lstm_cli.engines.cuda.arrays import DeviceArrays
 from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
 from lstm_cli.engines.cuda.codegen.cell import emit
 from lstm_cli.engines.cuda.codegen.data_movement import (
@@ -57,23 +58,29 @@ from lstm_cli.engines.cuda.weights import DirectionWeights, direction_weights
 from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
     DIRECTIONS,
+    Array,
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
     LayerGradients,
     LayerResult,
+    LayerTape,
     RecurrentSpec,
+    State,
     TrainingPass,
+    own_tape,
 )
 
 
-class PreparedRecurrent:
+class Recurrent:
     """A recurrent layer, one direction or both, with its weights on the device.
 
     Parameters
     ----------
     weights
         Stored tensors by name, in the accumulator type, on the device.
+    arrays
+        Operations on the device's arrays.
     kernels
         Kernels that run the recurrence.
     """
@@ -82,11 +89,11 @@ class PreparedRecurrent:
         self,
         spec: RecurrentSpec,
         weights: Mapping[str, DeviceArray],
-        device: Device,
-        precision: Precision,
+        arrays: DeviceArrays,
         kernels: RecurrenceKernels,
     ) -> None:
-        self.spec, self.device, self.precision, self.kernels = spec, device, precision, kernels
+        self.spec, self.arrays, self.kernels = spec, arrays, kernels
+        self.device, self.precision = device, precision = arrays.hardware, arrays.precision
         self.weights: list[DirectionWeights] = []
         for d, cell in enumerate(spec.cells):
             stored = {name: weights[spec.prefix(d) + name] for name in cell.tensor_names}
@@ -95,19 +102,21 @@ class PreparedRecurrent:
     def forward(
         self,
         x: PackedSequences,
-        state: DeviceState | None,
+        lengths: Array | None = None,
+        state: State[DeviceArray | Array] | None = None,
         *,
         return_gates: bool = False,
         training: TrainingPass | None = None,
-    ) -> LayerResult:
-        """Run every direction over the batch; see `lstm_cli.engines.types.Engine`.
+    ) -> LayerResult[DeviceArray, PackedSequences]:
+        """Run every direction over the batch; see `lstm_cli.engines.types.Layer`.
 
         The output and the gates are `PackedSequences`; states are arrays on the device. Reading
         the seconds waits for the device. A pass for training returns a tape, and no gates.
         """
         timer = EventTimer(self.device)
         timer.start("input projection")
-        layer_pass = self.allocate_forward(x, state, return_gates=return_gates, training=training)
+        initial = self.arrays.state_to_device(state)
+        layer_pass = self.allocate_forward(x, initial, return_gates=return_gates, training=training)
         self.project(layer_pass)
         timer.start("recurrence")
         self.kernels.forward(layer_pass.runs)
@@ -202,10 +211,12 @@ class PreparedRecurrent:
         """Output of every step. The pass may not have computed its arrays yet."""
         return PackedSequences(layer_pass.x.batch, layer_pass.y, operand=layer_pass.y_operand)
 
-    def finish_forward(self, layer_pass: ForwardPass, seconds: Mapping[str, float]) -> LayerResult:
+    def finish_forward(
+        self, layer_pass: ForwardPass, seconds: Mapping[str, float]
+    ) -> LayerResult[DeviceArray, PackedSequences]:
         """Result of a launched forward pass."""
         batch, y = layer_pass.x.batch, layer_pass.y
-        result = LayerResult(
+        result: LayerResult[DeviceArray, PackedSequences] = LayerResult(
             self._layer_output(layer_pass), layer_pass.final_state, seconds=seconds
         )
         if layer_pass.training is not None:
@@ -219,9 +230,13 @@ class PreparedRecurrent:
             }
         return result
 
-    def backward(self, tape: RecurrentTape, d_output: PackedSequences) -> LayerGradients:
+    def backward(
+        self, tape: LayerTape, d_output: PackedSequences | Array, *, d_logits: bool = False
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
         """Derivatives for the input (`PackedSequences`), every stored tensor, and the states."""
-        layer_pass = self.allocate_backward(tape, d_output)
+        recorded = own_tape(tape, RecurrentTape)
+        packed = self.arrays.pack_like(recorded.x, d_output, per_step=self.spec.return_sequences)
+        layer_pass = self.allocate_backward(recorded, packed)
         self.kernels.backward(layer_pass.runs)
         for d, run in enumerate(layer_pass.runs):
             input_gradient(self.device, self.precision, run, layer_pass.dx, add=d > 0)
@@ -243,7 +258,9 @@ class PreparedRecurrent:
         dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.accumulator)
         return BackwardPass(tape, tuple(runs), (dh, dc), dx)
 
-    def finish_backward(self, layer_pass: BackwardPass) -> LayerGradients:
+    def finish_backward(
+        self, layer_pass: BackwardPass
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
         """Gradients of a backward pass, after its kernels and its input derivatives are started."""
         gradients, dx, tape = dict[str, Any](), layer_pass.dx, layer_pass.tape
         for d, run in enumerate(layer_pass.runs):
@@ -382,7 +399,7 @@ def _input_mask(
 
 
 @dataclass(frozen=True)
-class DenseTape:
+class DenseTape(LayerTape):
     """Values of a dense layer's forward pass that its backward pass needs."""
 
     x: PackedSequences
@@ -390,27 +407,34 @@ class DenseTape:
     output: DeviceArray
 
 
-class PreparedDense:
+class Dense:
     """A dense layer with its weights on the device.
 
     Parameters
     ----------
-    weight, bias
-        (units, D) and (units,), in the accumulator type.
+    weights
+        Weight (units, D) and bias (units,) by stored name, in the accumulator type, on the device.
+    arrays
+        Operations on the device's arrays.
     """
 
     def __init__(
-        self,
-        spec: DenseSpec,
-        weight: DeviceArray,
-        bias: DeviceArray,
-        device: Device,
-        precision: Precision,
+        self, spec: DenseSpec, weights: Mapping[str, DeviceArray], arrays: DeviceArrays
     ) -> None:
-        self.spec, self.weight, self.bias = spec, weight, bias
-        self.device, self.precision = device, precision
+        self.spec, self.arrays = spec, arrays
+        self.device, self.precision = arrays.hardware, arrays.precision
+        self._names = tuple(spec.parameters())
+        self.weight, self.bias = (weights[name] for name in self._names)
 
-    def forward(self, x: PackedSequences, *, training: bool) -> LayerResult:
+    def forward(
+        self,
+        x: PackedSequences,
+        lengths: Array | None = None,
+        state: State[DeviceArray | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[DeviceArray, PackedSequences]:
         """Compute act(W x + b) for every valid row."""
         device, precision = self.device, self.precision
         timer = EventTimer(device)
@@ -422,27 +446,31 @@ class PreparedDense:
             device.multiply(operand, weight, a, precision.name, transpose_b=True)
         y = self._activate(a)
         timer.stop()
-        tape = DenseTape(x, a, y) if training else None
+        tape = None if training is None else DenseTape(x, a, y)
         logits = PackedSequences(x.batch, a, x.per_step)
         output = PackedSequences(x.batch, y, x.per_step)
         return LayerResult(output, logits=logits, seconds=timer, tape=tape)
 
-    def backward(self, tape: DenseTape, d_output: DeviceArray, *, d_logits: bool) -> LayerGradients:
+    def backward(
+        self, tape: LayerTape, d_output: PackedSequences | Array, *, d_logits: bool = False
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
         """Derivatives for input, weight and bias from those of the valid rows."""
-        device, spec, precision = self.device, self.spec, self.precision.backward
-        d = d_output if d_logits else self._activation_backward(tape, d_output)
-        dx = device.empty(tape.x.values.shape, precision.accumulator)
+        recorded = own_tape(tape, DenseTape)
+        device, precision, x = self.device, self.precision.backward, recorded.x
+        d = self.arrays.pack_like(x, d_output, per_step=x.per_step).values
+        if not d_logits:
+            d = self._activation_backward(recorded, d)
+        dx = device.empty(x.values.shape, precision.accumulator)
         dw = device.zeros(self.weight.shape, precision.accumulator)
         db = column_sums(device, precision, d)
         if dx.size:
             operand = round_if_narrow(device, precision, d)
             weight = round_if_narrow(device, precision, self.weight)
             device.multiply(operand, weight, dx, precision.name)
-            x = operand_of(device, precision, tape.x)
-            device.multiply(operand, x, dw, precision.name, transpose_a=True)
-        prefix = f"layers.{spec.index}."
-        gradients = {prefix + "weight": dw, prefix + "bias": db}
-        return LayerGradients(PackedSequences(tape.x.batch, dx, tape.x.per_step), gradients)
+            x_operand = operand_of(device, precision, x)
+            device.multiply(operand, x_operand, dw, precision.name, transpose_a=True)
+        gradients = dict(zip(self._names, (dw, db), strict=True))
+        return LayerGradients(PackedSequences(x.batch, dx, x.per_step), gradients)
 
     def _activate(self, a: DeviceArray) -> DeviceArray:
         """Activation of logits, to which the bias is added in place."""
@@ -497,7 +525,7 @@ _MASK_PRODUCT = {"y": symbol("x") * symbol("m")}
 
 
 @dataclass(frozen=True)
-class MaskTape:
+class MaskTape(LayerTape):
     """Values that the backward pass of dropout or flatten needs.
 
     Attributes
@@ -512,27 +540,45 @@ class MaskTape:
     mask: DeviceArray | None = None
 
 
-def dropout(
-    device: Device, spec: DropoutSpec, x: PackedSequences, training: TrainingPass | None
-) -> LayerResult:
-    """Set random values to 0 and scale the others in training; else the identity."""
-    if training is None:
-        return LayerResult(x)
-    if spec.rate == 0:
-        return LayerResult(x, tape=MaskTape(x))
-    batch = x.batch
-    mask = training.mask(spec, 0, x.shape, spec.rate)
-    if x.per_step:
-        n = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths
-        mask = mask[np.arange(batch.T) < n[:, None]]
-    device_mask = device.upload(np.ascontiguousarray(mask, dtype_name(x.values.dtype)))
-    output = _apply_mask(device, x, device_mask)
-    return LayerResult(output, tape=MaskTape(x, device_mask))
+@dataclass(frozen=True)
+class Dropout:
+    """A dropout layer: inverted dropout in training, the identity otherwise."""
 
+    spec: DropoutSpec
+    arrays: DeviceArrays
 
-def dropout_backward(device: Device, tape: MaskTape, d: PackedSequences) -> LayerGradients:
-    """Derivative for the values before dropout."""
-    return LayerGradients(d if tape.mask is None else _apply_mask(device, d, tape.mask))
+    def forward(
+        self,
+        x: PackedSequences,
+        lengths: Array | None = None,
+        state: State[DeviceArray | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[DeviceArray, PackedSequences]:
+        """`x`, in training times a mask."""
+        if training is None:
+            return LayerResult(x)
+        if self.spec.rate == 0:
+            return LayerResult(x, tape=MaskTape(x))
+        batch = x.batch
+        mask = training.mask(self.spec, 0, x.shape, self.spec.rate)
+        if x.per_step:
+            n = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths
+            mask = mask[np.arange(batch.T) < n[:, None]]
+        device = self.arrays.hardware
+        device_mask = device.upload(np.ascontiguousarray(mask, dtype_name(x.values.dtype)))
+        output = _apply_mask(device, x, device_mask)
+        return LayerResult(output, tape=MaskTape(x, device_mask))
+
+    def backward(
+        self, tape: LayerTape, d_output: PackedSequences | Array, *, d_logits: bool = False
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
+        """`d_output` times the mask of the forward pass."""
+        recorded = own_tape(tape, MaskTape)
+        d = self.arrays.pack_like(recorded.x, d_output, per_step=recorded.x.per_step)
+        mask = recorded.mask
+        return LayerGradients(d if mask is None else _apply_mask(self.arrays.hardware, d, mask))
 
 
 def _apply_mask(device: Device, x: PackedSequences, mask: DeviceArray) -> PackedSequences:
@@ -541,15 +587,31 @@ def _apply_mask(device: Device, x: PackedSequences, mask: DeviceArray) -> Packed
     return PackedSequences(x.batch, out, x.per_step)
 
 
-def flatten(device: Device, spec: FlattenSpec, x: PackedSequences) -> LayerResult:
-    """Flatten (N, T, F) to (N, steps * F), padded with zeros."""
-    y = PackedSequences(x.batch, pad_steps(device, x, spec.steps), per_step=False)
-    return LayerResult(y, tape=MaskTape(x))
+@dataclass(frozen=True)
+class Flatten:
+    """A layer from (N, T, F) to (N, steps * F), padded with zeros."""
 
+    spec: FlattenSpec
+    arrays: DeviceArrays
 
-def flatten_backward(
-    device: Device, spec: FlattenSpec, tape: MaskTape, d: PackedSequences
-) -> LayerGradients:
-    """Derivative (N, steps * F) of the flattened values, back to the valid steps."""
-    values = unpad_steps(device, tape.x.batch, d.values, spec.steps)
-    return LayerGradients(PackedSequences(tape.x.batch, values))
+    def forward(
+        self,
+        x: PackedSequences,
+        lengths: Array | None = None,
+        state: State[DeviceArray | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[DeviceArray, PackedSequences]:
+        """The steps of each sequence, one after another."""
+        values = pad_steps(self.arrays.hardware, x, self.spec.steps)
+        return LayerResult(PackedSequences(x.batch, values, per_step=False), tape=MaskTape(x))
+
+    def backward(
+        self, tape: LayerTape, d_output: PackedSequences | Array, *, d_logits: bool = False
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
+        """Derivative (N, steps * F) of the flattened values, back to the valid steps."""
+        x = own_tape(tape, MaskTape).x
+        d = self.arrays.pack_like(x, d_output, per_step=False)
+        values = unpad_steps(self.arrays.hardware, x.batch, d.values, self.spec.steps)
+        return LayerGradients(PackedSequences(x.batch, values))

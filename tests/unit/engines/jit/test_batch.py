@@ -172,7 +172,7 @@ def test_threads_and_groups_are_those_of_a_pass(
 
     monkeypatch.setattr(layers, "group_rows", recorded)
     weights = {name: np.zeros(p.shape, np.float32) for name, p in spec.parameters().items()}
-    engine.forward(spec, engine.prepare(spec, weights), np.zeros((N, T, 6), np.float32), None)
+    engine.layer(spec, weights).forward(np.zeros((N, T, 6), np.float32), None)
     explanation = engine.explain(spec, N, T)
     assert [explanation.numbers["groups"]] == groups_of_passes
     assert explanation.numbers["threads"] == (1 if "1 thread" in explanation.way else threads)

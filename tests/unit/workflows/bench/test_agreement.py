@@ -241,10 +241,10 @@ class Rounded(ReferenceEngine):
         super().__init__("float32")
         self.dtype, self.off = dtype, off
 
-    def prepare(self, spec, weights):
+    def layer(self, spec, weights):
         settings, self.dtype = self.dtype, "float32"
         try:
-            return super().prepare(spec, weights)
+            return super().layer(spec, weights)
         finally:
             self.dtype = settings
 
