@@ -466,7 +466,7 @@ class Layer(Protocol[A, V]):
 
     @property
     def spec(self) -> LayerSpec:
-        """What the layer computes."""
+        """Specification of the layer."""
 
     def forward(
         self,
