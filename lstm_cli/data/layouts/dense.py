@@ -79,7 +79,9 @@ class DenseLayout(DatasetLayout):
         return rows
 
 
-def open_dense(group: Group, roles: DatasetRoles, inputs: Dataset, options: DataOptions) -> DenseLayout:
+def open_dense(
+    group: Group, roles: DatasetRoles, inputs: Dataset, options: DataOptions
+) -> DenseLayout:
     """The dense layout of a group.
 
     Raises
