@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from typing_extensions import TypeVar
 
 from lstm_cli.cells import Activation, Cell, Parameter
 from lstm_cli.cells.expression import Expression
+from lstm_cli.engines.explanation import Explanation
+
+if TYPE_CHECKING:
+    from lstm_cli.engines.feed import Feed
 
 Array: TypeAlias = NDArray[Any]
 """An array in NumPy's memory."""
@@ -214,21 +218,26 @@ def biased(spec: LayerSpec) -> LayerSpec:
 
 
 def with_biases(
-    spec: LayerSpec, tensors: Mapping[str, Any], zeros: Callable[[int], Any] | None = None
-) -> tuple[LayerSpec, Mapping[str, Any]]:
-    """A layer and its tensors as all engines compute them: absent biases become 0.
+    spec: LayerSpec, tensors: Mapping[str, Array]
+) -> tuple[LayerSpec, Mapping[str, Array]]:
+    """A layer and its tensors as all engines compute them: absent biases become 0."""
+    dtype = tensors[next(iter(spec.parameters()))].dtype if lacks_bias(spec) else None
+    return add_biases(spec, tensors, partial(np.zeros, dtype=dtype))
+
+
+def add_biases(
+    spec: LayerSpec, tensors: Mapping[str, A], zeros: Callable[[int], A]
+) -> tuple[LayerSpec, Mapping[str, A]]:
+    """`with_biases` for arrays in any memory.
 
     Parameters
     ----------
     zeros
-        Function from a length to a vector of zeros. None: zeros are NumPy arrays in the dtype of
-        the layer's weights.
+        Function from a length to a vector of zeros.
     """
     if not lacks_bias(spec):
         return spec, tensors
     whole, stored = biased(spec), spec.parameters()
-    if zeros is None:
-        zeros = partial(np.zeros, dtype=tensors[next(iter(stored))].dtype)
     absent = {n: zeros(*p.shape) for n, p in whole.parameters().items() if n not in stored}
     return whole, {**tensors, **absent}
 
@@ -360,6 +369,51 @@ class RowsLoss(Generic[A]):
     gradient: A
     weight: float
     scale: float
+
+
+# Peak rates
+
+
+@dataclass(frozen=True)
+class ReadBandwidth:
+    """Read bandwidth of memory of one size that is read repeatedly.
+
+    Attributes
+    ----------
+    bytes
+        Bytes that all threads together read. Each thread reads its own share.
+    gbytes
+        Bandwidth of all threads together, in 10⁹ bytes per second.
+    """
+
+    bytes: int
+    gbytes: float
+
+
+@dataclass(frozen=True)
+class MachinePeaks:
+    """Measured peak rates of a machine with all of an engine's threads.
+
+    Attributes
+    ----------
+    gflops
+        10⁹ floating-point operations per second in multiply-adds, which are two operations each.
+    reads
+        Read bandwidth for each requested size.
+    """
+
+    gflops: float
+    reads: tuple[ReadBandwidth, ...] = ()
+
+    @classmethod
+    def best(cls, measured: Iterable[MachinePeaks]) -> MachinePeaks:
+        """The highest measured value of each rate, since interference only lowers a rate."""
+        peak, reads = 0.0, dict[int, float]()
+        for peaks in measured:
+            peak = max(peak, peaks.gflops)
+            for read in peaks.reads:
+                reads[read.bytes] = max(reads.get(read.bytes, 0.0), read.gbytes)
+        return cls(peak, tuple(ReadBandwidth(size, speed) for size, speed in reads.items()))
 
 
 # Protocols
@@ -511,6 +565,41 @@ class Layer(Protocol[A, V]):
         """
 
 
+class Accelerator(Protocol):
+    """A device with memory of its own, which computes while the host goes on.
+
+    Attributes
+    ----------
+    title
+        Product name, such as ``NVIDIA H200``.
+    """
+
+    title: str
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Versions of its driver and libraries, by name."""
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes."""
+
+    def record_event(self) -> Event:
+        """Record an event after all earlier work."""
+
+    def wait(self) -> None:
+        """Wait until all work is done."""
+
+
+class Event(Protocol):
+    """A moment in an accelerator's work."""
+
+    def wait(self) -> None:
+        """Wait until all work before the event is done."""
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Seconds between two events, for which this waits."""
+
+
 class Engine(ArrayOperations[A, V], Protocol[A, V]):
     """An engine computes layers on one device. Callers pass it as an argument.
 
@@ -538,6 +627,37 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
     @property
     def threads(self) -> int | None:
         """Number of threads it may use. None if it sets no number."""
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """The device that computes. None: the CPU, in NumPy's memory."""
+
+    @property
+    def workspace_bytes(self) -> int | None:
+        """Bytes of working memory between calls, without weights. None: the engine counts none."""
+
+    def feed(self) -> Feed[A]:
+        """Copies of inputs and results, beside computing."""
+
+    def explain(
+        self, layers: Layers, N: int, T: int, *, training: bool = False
+    ) -> Mapping[int, Explanation]:
+        """Choice of kernels for each recurrent layer by layer index, for N sequences of T steps.
+
+        It is empty if the engine has no choice.
+        """
+
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks | None:
+        """Measured rates of multiply-adds and of reads; some 10 ms per size.
+
+        None: the engine cannot measure them.
+
+        Parameters
+        ----------
+        sizes
+            Sizes in bytes of the memory that all threads together read repeatedly. By default
+            two, per thread: half of a core's second-level cache, and four such caches.
+        """
 
     def from_device_array(self, array: object) -> A | None:
         """A caller's array that is already in this engine's memory. None for other arrays.
@@ -576,67 +696,3 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
 def array_dtype(engine: Engine) -> str:
     """Dtype of an engine's arrays in NumPy's memory: ``float32`` or ``float64``."""
     return "float64" if engine.dtype == "float64" else "float32"
-
-
-# Peak rates
-
-
-@dataclass(frozen=True)
-class ReadBandwidth:
-    """Read bandwidth of memory of one size that is read repeatedly.
-
-    Attributes
-    ----------
-    bytes
-        Bytes that all threads together read. Each thread reads its own share.
-    gbytes
-        Bandwidth of all threads together, in 10⁹ bytes per second.
-    """
-
-    bytes: int
-    gbytes: float
-
-
-@dataclass(frozen=True)
-class MachinePeaks:
-    """Measured peak rates of a machine with all of an engine's threads.
-
-    Attributes
-    ----------
-    gflops
-        10⁹ floating-point operations per second in multiply-adds, which are two operations each.
-    reads
-        Read bandwidth for each requested size.
-    """
-
-    gflops: float
-    reads: tuple[ReadBandwidth, ...] = ()
-
-    @classmethod
-    def best(cls, measured: Iterable[MachinePeaks]) -> MachinePeaks:
-        """The highest measured value of each rate, since interference only lowers a rate."""
-        peak, reads = 0.0, dict[int, float]()
-        for peaks in measured:
-            peak = max(peak, peaks.gflops)
-            for read in peaks.reads:
-                reads[read.bytes] = max(reads.get(read.bytes, 0.0), read.gbytes)
-        return cls(peak, tuple(ReadBandwidth(size, speed) for size, speed in reads.items()))
-
-
-@runtime_checkable
-class MeasurableEngine(Protocol):
-    """An engine that can measure its machine's peak rates and count its own memory."""
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Bytes of working memory that the engine holds between calls, without weights."""
-
-    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
-        """Measured rates of multiply-adds and of reads; some 10 ms per size.
-
-        Parameters
-        ----------
-        sizes
-            Sizes in bytes of the memory that all threads together read repeatedly. By default
-            two, per thread: half of a core's second-level cache, and four such caches.
-        """

@@ -14,6 +14,7 @@ from lstm_cli.engines.cuda.layers import Dense, Dropout, Flatten, Recurrent
 from lstm_cli.engines.cuda.passes import RecurrentTape
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray
+from lstm_cli.engines.cuda.runtime.memory import DeviceFeed
 from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.types import (
@@ -24,13 +25,14 @@ from lstm_cli.engines.types import (
     Layer,
     LayerGradients,
     LayerResult,
+    Layers,
     LayerSpec,
     LayerTape,
     RecurrentSpec,
     State,
     TrainingPass,
+    add_biases,
     own_tape,
-    with_biases,
 )
 from lstm_cli.errors import DeviceError
 
@@ -57,6 +59,7 @@ class CudaEngine(DeviceArrays):
 
     name = "cuda"
     threads = None
+    workspace_bytes = None
     bits_ignore_threads = True
 
     def __init__(
@@ -75,6 +78,7 @@ class CudaEngine(DeviceArrays):
         if kernels not in KERNELS:
             raise DeviceError(f"there are no {kernels} kernels", expected=", ".join(KERNELS))
         super().__init__(device, PRECISIONS[dtype])
+        self.accelerator = device
         self.dtype, self.device = dtype, device.name
         self.kernels = select_kernels(kernels, device, self.precision)
         self._zero_biases: dict[int, DeviceArray] = {}
@@ -85,11 +89,15 @@ class CudaEngine(DeviceArrays):
         """GPU architecture that the kernels are made for."""
         return f"GPU of architecture {self.hardware.architecture}"
 
+    def feed(self) -> DeviceFeed:
+        """Copies to and from the device; their benefit is unmeasured."""
+        return DeviceFeed(self.hardware)
+
     def layer(
         self, spec: LayerSpec, weights: Mapping[str, DeviceArray | Array]
     ) -> Layer[DeviceArray, PackedSequences]:
         """The layer with its weights on the device; weights already there are not copied."""
-        spec, weights = with_biases(spec, weights, self._zeros)
+        spec, weights = add_biases(spec, weights, self._zeros)
         tensors = {name: self.to_device(weights[name]) for name in spec.parameters()}
         match spec:
             case RecurrentSpec():
@@ -167,20 +175,12 @@ class CudaEngine(DeviceArrays):
         return gradients[::-1]
 
     def explain(
-        self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
-    ) -> Explanation:
-        """Explain the kernels of one layer; see `lstm_cli.engines.explanation`."""
-        return self.explain_layers([spec], N, T, training=training)[spec.index]
-
-    def explain_layers(
-        self,
-        layers: Sequence[LayerSpec],
-        N: int,
-        T: int,
-        *,
-        training: bool = False,
+        self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:
-        """Explain the kernels of recurrent layers; see `lstm_cli.engines.explanation`."""
+        """Explain the kernels of recurrent layers; see `lstm_cli.engines.types.Engine`."""
         from lstm_cli.engines.cuda.explanation import explain_stack
 
         return explain_stack(self.stacks, layers, N, T, training=training)
+
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> None:
+        """Always None, since a device's peak rates are not measured."""

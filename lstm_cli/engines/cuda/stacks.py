@@ -29,7 +29,7 @@ from lstm_cli.engines.cuda.layers import Recurrent
 from lstm_cli.engines.cuda.passes import BackwardPass, DeviceState, ForwardPass, RecurrentTape
 from lstm_cli.engines.cuda.planning.plan import CLUSTER, GRID
 from lstm_cli.engines.cuda.planning.plan_search import CHUNK_SECONDS, pipeline_seconds
-from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, Event, EventInterval
+from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, EventInterval
 from lstm_cli.engines.cuda.time_chunks import (
     TimeChunk,
     backward_chunk,
@@ -38,6 +38,7 @@ from lstm_cli.engines.cuda.time_chunks import (
 )
 from lstm_cli.engines.types import (
     DropoutSpec,
+    Event,
     LayerGradients,
     LayerResult,
     LayerSpec,

@@ -30,6 +30,7 @@ from lstm_cli.engines.types import (
     DropoutSpec,
     FlattenSpec,
     Layer,
+    Layers,
     LayerSpec,
     MachinePeaks,
     RecurrentSpec,
@@ -120,17 +121,21 @@ class JitEngine(HostArrays):
         return sum_elementwise(root, values, self.machine, self.threads)
 
     def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
-        """Measured peaks of the machine; see `lstm_cli.engines.types.MeasurableEngine`."""
+        """Measured peaks of the machine; see `lstm_cli.engines.types.Engine`."""
         from lstm_cli.engines.jit.runtime.peaks import measure
 
         element = "bfloat" if self.dtype == "bfloat16" else self._vector.element
         return measure(self.machine, self.threads, element, sizes)
 
     def explain(
-        self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
-    ) -> Explanation:
-        """Kernels and threads for a layer; see `lstm_cli.engines.explanation.ExplainingEngine`."""
-        return explain(self._packing_plan(spec.cells[0], spec.input_size), spec, N, T)
+        self, layers: Layers, N: int, T: int, *, training: bool = False
+    ) -> Mapping[int, Explanation]:
+        """Kernels and threads of recurrent layers; see `lstm_cli.engines.types.Engine`."""
+        return {
+            spec.index: explain(self._packing_plan(spec.cells[0], spec.input_size), spec, N, T)
+            for spec in layers
+            if isinstance(spec, RecurrentSpec)
+        }
 
     @property
     def kernels_title(self) -> str:

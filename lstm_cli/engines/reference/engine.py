@@ -7,13 +7,14 @@ One product projects the inputs of many steps. The recurrence takes a product pe
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, assert_never
 
 import numpy as np
 
+from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.reference.arrays import NumpyElementwise
 from lstm_cli.engines.reference.layers import Dense, Dropout, Flatten, Recurrent
 from lstm_cli.engines.threads import allowed_threads
@@ -24,6 +25,7 @@ from lstm_cli.engines.types import (
     DropoutSpec,
     FlattenSpec,
     Layer,
+    Layers,
     LayerSpec,
     RecurrentSpec,
     with_biases,
@@ -63,6 +65,7 @@ class ReferenceEngine(NumpyElementwise):
     device = "cpu"
     bits_ignore_threads = False
     kernels_title = f"NumPy {np.__version__}"
+    workspace_bytes = None
 
     def __init__(
         self, dtype: str = "float32", threads: int | None = None, *, by_gate: bool = False
@@ -101,6 +104,15 @@ class ReferenceEngine(NumpyElementwise):
                 return Flatten(spec)
             case _:
                 assert_never(spec)
+
+    def explain(
+        self, layers: Layers, N: int, T: int, *, training: bool = False
+    ) -> Mapping[int, Explanation]:
+        """Nothing: there is only one way to compute a layer."""
+        return {}
+
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> None:
+        """Always None, since NumPy's peak rates are not measured."""
 
     def _blas_threads(self, multiply_adds: float) -> AbstractContextManager[object]:
         """Context in which BLAS uses this engine's threads, or one for a small product."""
