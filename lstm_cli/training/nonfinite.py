@@ -161,7 +161,7 @@ def _on_reference(
     unchanged = dtype is None and layers is None and weights is None
     if isinstance(engine, ReferenceEngine) and unchanged:
         return network
-    reference = ReferenceEngine(dtype or array_dtype(engine), getattr(engine, "threads", None))
+    reference = ReferenceEngine(dtype or array_dtype(engine), engine.threads)
     result = Network(layers or network.layers, weights or network.tensors, reference)
     result.zero_states = network.zero_states
     return result

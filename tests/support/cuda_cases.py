@@ -12,9 +12,9 @@ from rounded_reference import rounding
 from lstm_cli.engines.cuda.arrays import DeviceArrays
 from lstm_cli.engines.cuda.batch import PackedSequences, make_batch
 from lstm_cli.engines.cuda.kernels import GeneralKernels
-from lstm_cli.engines.cuda.layers import Recurrent
 from lstm_cli.engines.cuda.planning.plan import BLOCK, CLUSTER, GRID, PersistentPlan
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.recurrent import Recurrent
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec, TrainingPass
 

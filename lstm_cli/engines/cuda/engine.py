@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import assert_never
 
 import numpy as np
 
 from lstm_cli.engines.cuda.arrays import DeviceArrays
 from lstm_cli.engines.cuda.batch import PackedSequences
 from lstm_cli.engines.cuda.kernels import KERNELS, select_kernels
-from lstm_cli.engines.cuda.layers import Dense, Dropout, Flatten, Recurrent
+from lstm_cli.engines.cuda.layers import make_layer
 from lstm_cli.engines.cuda.passes import RecurrentTape
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.recurrent import Recurrent
 from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray
 from lstm_cli.engines.cuda.runtime.memory import DeviceFeed
 from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.types import (
     Array,
-    DenseSpec,
-    DropoutSpec,
-    FlattenSpec,
     Layer,
     LayerGradients,
     LayerResult,
     Layers,
     LayerSpec,
     LayerTape,
-    RecurrentSpec,
     State,
     TrainingPass,
     add_biases,
@@ -99,17 +95,7 @@ class CudaEngine(DeviceArrays):
         """The layer with its weights on the device; weights already there are not copied."""
         spec, weights = add_biases(spec, weights, self._zeros)
         tensors = {name: self.to_device(weights[name]) for name in spec.parameters()}
-        match spec:
-            case RecurrentSpec():
-                return Recurrent(spec, tensors, self, self.kernels)
-            case DenseSpec():
-                return Dense(spec, tensors, self)
-            case DropoutSpec():
-                return Dropout(spec, self)
-            case FlattenSpec():
-                return Flatten(spec, self)
-            case _:
-                assert_never(spec)
+        return make_layer(spec, tensors, self, self.kernels)
 
     def _zeros(self, size: int) -> DeviceArray:
         """A zero bias on the device, cached since weights are prepared again for every update."""

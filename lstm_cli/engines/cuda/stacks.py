@@ -25,10 +25,10 @@ from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda.batch import PackedSequences
 from lstm_cli.engines.cuda.gradients import chunk_input_gradient, input_gradient
 from lstm_cli.engines.cuda.kernels import RecurrenceKernels
-from lstm_cli.engines.cuda.layers import Recurrent
 from lstm_cli.engines.cuda.passes import BackwardPass, DeviceState, ForwardPass, RecurrentTape
 from lstm_cli.engines.cuda.planning.plan import CLUSTER, GRID
 from lstm_cli.engines.cuda.planning.plan_search import CHUNK_SECONDS, pipeline_seconds
+from lstm_cli.engines.cuda.recurrent import Recurrent
 from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, EventInterval
 from lstm_cli.engines.cuda.time_chunks import (
     TimeChunk,

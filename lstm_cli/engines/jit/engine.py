@@ -8,27 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import assert_never
 
 import numpy as np
 
-from lstm_cli.cells import Cell
 from lstm_cli.cells.expression import Expression
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.jit.codegen.elementwise import evaluate_elementwise, sum_elementwise
 from lstm_cli.engines.jit.explanation import explain
-from lstm_cli.engines.jit.layers import Dense, Recurrent
+from lstm_cli.engines.jit.layers import Resources, make_layer
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
-from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspaces
-from lstm_cli.engines.jit.weights import PackingPlan, packing_plan, recurrent_weights
 from lstm_cli.engines.reference.arrays import HostArrays
-from lstm_cli.engines.reference.layers import Dropout, Flatten
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
-    DenseSpec,
-    DropoutSpec,
-    FlattenSpec,
     Layer,
     Layers,
     LayerSpec,
@@ -77,35 +69,15 @@ class JitEngine(HostArrays):
             )
         self.dtype, self.threads = dtype, threads
         self.machine = machine or this_machine()
-        self._vector = self.machine.vector("double" if dtype == "float64" else "float")
-        self._workspaces, self._array_pool = Workspaces(), ArrayPool()
+        vector = self.machine.vector("double" if dtype == "float64" else "float")
+        self._resources = Resources(self.machine, vector, threads, dtype == "bfloat16")
 
     def layer(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Layer[Array, Array]:
         """The layer with its weights, which are packed at first use."""
         dtype = array_dtype(self)
         spec, weights = with_biases(spec, weights)
         tensors = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
-        machine, workspaces, threads = self.machine, self._workspaces, self.threads
-        match spec:
-            case RecurrentSpec():
-                packed = []
-                for d, cell in enumerate(spec.cells):
-                    stored = {name: tensors[spec.prefix(d) + name] for name in cell.tensor_names}
-                    plan = self._packing_plan(cell, spec.input_size)
-                    packed.append(recurrent_weights(plan, stored, self._array_pool))
-                return Recurrent(spec, packed, machine, workspaces, threads)
-            case DenseSpec():
-                return Dense(spec, tensors, machine, workspaces, self._array_pool, threads)
-            case DropoutSpec():
-                return Dropout(spec)
-            case FlattenSpec():
-                return Flatten(spec)
-            case _:
-                assert_never(spec)
-
-    def _packing_plan(self, cell: Cell, input_size: int) -> PackingPlan:
-        bf16 = self.dtype == "bfloat16"
-        return packing_plan(cell, input_size, self._vector, self.machine, self.threads, bf16)
+        return make_layer(spec, tensors, self._resources)
 
     def evaluate(
         self,
@@ -124,15 +96,16 @@ class JitEngine(HostArrays):
         """Measured peaks of the machine; see `lstm_cli.engines.types.Engine`."""
         from lstm_cli.engines.jit.runtime.peaks import measure
 
-        element = "bfloat" if self.dtype == "bfloat16" else self._vector.element
+        element = "bfloat" if self.dtype == "bfloat16" else self._resources.vector.element
         return measure(self.machine, self.threads, element, sizes)
 
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:
         """Kernels and threads of recurrent layers; see `lstm_cli.engines.types.Engine`."""
+        plan = self._resources.packing_plan
         return {
-            spec.index: explain(self._packing_plan(spec.cells[0], spec.input_size), spec, N, T)
+            spec.index: explain(plan(spec.cells[0], spec.input_size), spec, N, T)
             for spec in layers
             if isinstance(spec, RecurrentSpec)
         }
@@ -146,7 +119,7 @@ class JitEngine(HostArrays):
     @property
     def workspace_bytes(self) -> int:
         """Bytes of idle workspaces and idle pooled arrays, without the weights."""
-        return self._workspaces.bytes + self._array_pool.bytes
+        return self._resources.workspaces.bytes + self._resources.array_pool.bytes
 
 
 @lru_cache(maxsize=256)

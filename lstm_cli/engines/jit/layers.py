@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
+from typing import assert_never
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from lstm_cli.cells.expression import symbol
 from lstm_cli.engines import schedule
 from lstm_cli.engines.jit.backward import BackwardPass, backward_kernel
 from lstm_cli.engines.jit.batch import RowGroups, group_rows, step_work, thread_sharing
+from lstm_cli.engines.jit.codegen.ir import VectorType
 from lstm_cli.engines.jit.codegen.matmul import (
     Matmul,
     MemoryRows,
@@ -40,16 +42,31 @@ from lstm_cli.engines.jit.forward import (
 )
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspace, Workspaces
-from lstm_cli.engines.jit.weights import RecurrentWeights
-from lstm_cli.engines.reference.layers import DenseTape, softmax, through_activation
+from lstm_cli.engines.jit.weights import (
+    PackingPlan,
+    RecurrentWeights,
+    packing_plan,
+    recurrent_weights,
+)
+from lstm_cli.engines.reference.layers import (
+    DenseTape,
+    Dropout,
+    Flatten,
+    softmax,
+    through_activation,
+)
 from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,
     DenseSpec,
+    DropoutSpec,
+    FlattenSpec,
+    Layer,
     LayerGradients,
     LayerResult,
+    LayerSpec,
     LayerTape,
     RecurrentSpec,
     State,
@@ -80,31 +97,55 @@ class RecurrentTape(LayerTape):
     dropout_mask: Array | None
 
 
+@dataclass(frozen=True, eq=False)
+class Resources:
+    """Machine, dtype and memory that the layers of one engine share.
+
+    Attributes
+    ----------
+    vector
+        Full vector of the machine in the engine's dtype.
+    threads
+        Largest number of threads to use.
+    bf16
+        True: recurrent layers multiply in bfloat16.
+    workspaces, array_pool
+        Sources of workspaces, and of the memory for panels and gradients.
+    """
+
+    machine: Machine
+    vector: VectorType
+    threads: int
+    bf16: bool
+    workspaces: Workspaces = field(default_factory=Workspaces)
+    array_pool: ArrayPool = field(default_factory=ArrayPool)
+
+    def packing_plan(self, cell: Cell, input_size: int) -> PackingPlan:
+        """Packing of the matrices of a cell that reads D = `input_size` features."""
+        return packing_plan(cell, input_size, self.vector, self.machine, self.threads, self.bf16)
+
+
 class Recurrent:
     """A recurrent layer with its packed weights.
 
     Parameters
     ----------
-    weights
-        Weights of each direction.
-    workspaces
-        Source of workspaces.
-    threads
-        Largest number of threads to use.
+    tensors
+        Tensors by stored name, contiguous.
     """
 
     def __init__(
-        self,
-        spec: RecurrentSpec,
-        weights: Sequence[RecurrentWeights],
-        machine: Machine,
-        workspaces: Workspaces,
-        threads: int,
+        self, spec: RecurrentSpec, tensors: Mapping[str, Array], resources: Resources
     ) -> None:
-        self.spec, self.weights, self.machine = spec, weights, machine
-        self.workspaces, self.threads = workspaces, threads
-        self._work, recurrent = step_work(spec, weights[0].vector.bits // 8)
-        self._fits = recurrent <= machine.cache // 2
+        self.spec, self.machine = spec, resources.machine
+        self.workspaces, self.threads = resources.workspaces, resources.threads
+        self.weights: list[RecurrentWeights] = []
+        for d, cell in enumerate(spec.cells):
+            stored = {name: tensors[spec.prefix(d) + name] for name in cell.tensor_names}
+            plan = resources.packing_plan(cell, spec.input_size)
+            self.weights.append(recurrent_weights(plan, stored, resources.array_pool))
+        self._work, recurrent = step_work(spec, resources.vector.bits // 8)
+        self._fits = recurrent <= self.machine.cache // 2
         self._inference = [schedule.inference(cell) for cell in spec.cells]
         self._purposes = [(spec.prefix(d), False) for d in range(spec.directions)]
 
@@ -302,23 +343,11 @@ class Dense:
     ----------
     tensors
         Weight (units, D) and bias (units,) by stored name, contiguous.
-    workspaces, array_pool
-        Sources of workspaces, and of the memory for panels and gradients.
-    threads
-        Largest number of threads to use.
     """
 
-    def __init__(
-        self,
-        spec: DenseSpec,
-        tensors: Mapping[str, Array],
-        machine: Machine,
-        workspaces: Workspaces,
-        array_pool: ArrayPool,
-        threads: int,
-    ) -> None:
-        self.spec, self.machine, self.threads = spec, machine, threads
-        self.workspaces, self.array_pool = workspaces, array_pool
+    def __init__(self, spec: DenseSpec, tensors: Mapping[str, Array], resources: Resources) -> None:
+        self.spec, self.machine, self.threads = spec, resources.machine, resources.threads
+        self.workspaces, self.array_pool = resources.workspaces, resources.array_pool
         self._names = tuple(spec.parameters())
         self.weight, self.bias = (tensors[name] for name in self._names)
         self._packed: dict[str, PackedMatrix] = {}
@@ -401,3 +430,20 @@ class Dense:
                 matrix, init, self.machine, self.threads, self.array_pool
             )
         return self._packed[name]
+
+
+def make_layer(
+    spec: LayerSpec, tensors: Mapping[str, Array], resources: Resources
+) -> Layer[Array, Array]:
+    """The layer of a specification, with its tensors by stored name."""
+    match spec:
+        case RecurrentSpec():
+            return Recurrent(spec, tensors, resources)
+        case DenseSpec():
+            return Dense(spec, tensors, resources)
+        case DropoutSpec():
+            return Dropout(spec)
+        case FlattenSpec():
+            return Flatten(spec)
+        case _:
+            assert_never(spec)

@@ -10,24 +10,20 @@ import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.reference.arrays import NumpyElementwise
-from lstm_cli.engines.reference.layers import Dense, Dropout, Flatten, Recurrent
+from lstm_cli.engines.reference.layers import make_layer
 from lstm_cli.engines.threads import allowed_threads
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
-    DenseSpec,
-    DropoutSpec,
-    FlattenSpec,
     Layer,
     Layers,
     LayerSpec,
-    RecurrentSpec,
     with_biases,
 )
 from lstm_cli.errors import DeviceError
@@ -93,17 +89,7 @@ class ReferenceEngine(NumpyElementwise):
         tensors = {
             name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()
         }
-        match spec:
-            case RecurrentSpec():
-                return Recurrent(spec, tensors, self._blas_threads, by_gate=self.by_gate)
-            case DenseSpec():
-                return Dense(spec, tensors, self._blas_threads)
-            case DropoutSpec():
-                return Dropout(spec)
-            case FlattenSpec():
-                return Flatten(spec)
-            case _:
-                assert_never(spec)
+        return make_layer(spec, tensors, self._blas_threads, by_gate=self.by_gate)
 
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False

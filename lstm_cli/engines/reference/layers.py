@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,8 +27,10 @@ from lstm_cli.engines.types import (
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
+    Layer,
     LayerGradients,
     LayerResult,
+    LayerSpec,
     LayerTape,
     RecurrentSpec,
     State,
@@ -361,3 +363,24 @@ class Flatten:
         if recorded.lengths is not None:
             padded[np.arange(T) >= recorded.lengths[:, None]] = 0
         return LayerGradients(padded)
+
+
+def make_layer(
+    spec: LayerSpec,
+    tensors: Mapping[str, Array],
+    product_threads: ProductThreads,
+    *,
+    by_gate: bool = False,
+) -> Layer[Array, Array]:
+    """The layer of a specification, with its tensors by stored name."""
+    match spec:
+        case RecurrentSpec():
+            return Recurrent(spec, tensors, product_threads, by_gate=by_gate)
+        case DenseSpec():
+            return Dense(spec, tensors, product_threads)
+        case DropoutSpec():
+            return Dropout(spec)
+        case FlattenSpec():
+            return Flatten(spec)
+        case _:
+            assert_never(spec)
