@@ -141,7 +141,7 @@ def command(
     choice = chosen_engine(console, engine, device, dtype, threads)
     chosen = choice.engine
     # Shares of gates are measured on a CPU, and do not depend on lengths.
-    show_gates = forward and not ragged and not isinstance(chosen, bench.Accelerated)
+    show_gates = forward and not ragged and chosen.accelerator is None
     with console.progress(len(sizes), "sizes") as advance, bench.watch_other_programs() as others:
         results = bench.measure(
             sizes,

@@ -124,8 +124,8 @@ def chosen_engine(
 
 def machine_line(engine: Engine) -> str:
     """The line ``computed on cpu, jit, float32, 2 threads``; on a GPU, its name last."""
-    gpu = getattr(getattr(engine, "hardware", None), "title", None)
-    hardware = gpu or counted(engine.threads or 1, "thread")
+    gpu = engine.accelerator
+    hardware = counted(engine.threads or 1, "thread") if gpu is None else gpu.title
     return f"computed on {', '.join((engine.device, engine.name, engine.dtype, hardware))}"
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lstm_cli.data.dataset_roles import INPUTS, LENGTHS, MASK, OFFSETS, TARGETS, ReversedAxesError
-from lstm_cli.data.layouts.dense import Dense, padding_in_front
+from lstm_cli.data.layouts.dense import DenseLayout, padding_in_front
 from lstm_cli.data.layouts.detection import detect_layout, open_layout, subgroups_with_layout
 from lstm_cli.data.layouts.vlen import UnknownFeaturesError
 from lstm_cli.data.not_sequences import NotSequencesError, is_keras_network
@@ -305,7 +305,7 @@ def _group_report(
     scan = scan_data(dataset)
     problems += input_problems(dataset, scan)
     problems += target_problems(dataset, scan)
-    if isinstance(layout, Dense) and (padding := padding_in_front(layout)) is not None:
+    if isinstance(layout, DenseLayout) and (padding := padding_in_front(layout)) is not None:
         problems.append(padding)
     problems += [Problem(note, where=(group.where,)) for note in dataset.notes]
     lengths = dataset.lengths()

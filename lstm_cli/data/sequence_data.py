@@ -22,7 +22,7 @@ from lstm_cli.data.batches import (
 )
 from lstm_cli.data.dataset_roles import class_labels
 from lstm_cli.data.layouts.base import SequenceLayout
-from lstm_cli.data.layouts.dense import Dense
+from lstm_cli.data.layouts.dense import DenseLayout
 from lstm_cli.data.layouts.detection import open_layout
 from lstm_cli.data.layouts.groups import Groups
 from lstm_cli.data.layouts.series import Series
@@ -233,7 +233,7 @@ class SequenceData:
         """Features of dense inputs or of a series if their axes were reversed; else None."""
         layout = self.files.layouts[0]
         base = layout.base if isinstance(layout, Windows) else layout
-        if isinstance(base, Dense | Series):
+        if isinstance(base, DenseLayout | Series):
             return base.dataset.shape[0]
         return None
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
-
-from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 
 
 @dataclass(frozen=True)
@@ -31,28 +28,3 @@ class Explanation:
     reasons: tuple[str, ...] = ()
     floor: float | None = None
     numbers: Mapping[str, str | int | float] = field(default_factory=dict)
-
-
-@runtime_checkable
-class ExplainingEngine(Protocol):
-    """An engine that chooses between kernels for a layer and explains the choice."""
-
-    def explain(
-        self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
-    ) -> Explanation:
-        """The choice for a batch of N sequences of T steps."""
-
-
-@runtime_checkable
-class StackExplainingEngine(Protocol):
-    """An engine that may run layers at the same time, so that it explains them together."""
-
-    def explain_layers(
-        self,
-        layers: Sequence[LayerSpec],
-        N: int,
-        T: int,
-        *,
-        training: bool = False,
-    ) -> Mapping[int, Explanation]:
-        """The choice for each recurrent layer of a network, by layer index."""

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from lstm_cli.engines.types import (
+    A,
     Array,
     Engine,
-    EngineArray,
+    Layer,
     LayerGradients,
     LayerResult,
     LayerSpec,
+    LayerTape,
     State,
     TrainingPass,
+    V,
 )
 from lstm_cli.errors import ConfigError
 
-PreparedLayers: TypeAlias = Sequence[tuple[LayerSpec, Any]]
-"""Layers with their weights as `Engine.prepare` returned them."""
-
 
 @runtime_checkable
-class StackingEngine(Protocol):
+class StackingEngine(Protocol[A, V]):
     """An engine that may run several layers at the same time."""
 
     def layer_groups(
@@ -36,18 +36,18 @@ class StackingEngine(Protocol):
 
     def forward_stack(
         self,
-        layers: PreparedLayers,
-        x: EngineArray,
-        states: Mapping[int, State],
+        layers: Sequence[Layer[A, V]],
+        x: V,
+        states: Mapping[int, State[A | Array]],
         *,
         return_gates: bool = False,
         training: TrainingPass | None = None,
-    ) -> list[LayerResult] | None:
+    ) -> list[LayerResult[A, V]] | None:
         """Result of each layer of a group. None: run its layers one after another."""
 
     def backward_stack(
-        self, layers: PreparedLayers, tapes: Sequence[Any], d_output: EngineArray
-    ) -> list[LayerGradients] | None:
+        self, layers: Sequence[Layer[A, V]], tapes: Sequence[LayerTape], d_output: V | Array
+    ) -> list[LayerGradients[A, V]] | None:
         """Derivatives through each layer of a group, in layer order.
 
         None: run its layers one after another.
@@ -55,15 +55,15 @@ class StackingEngine(Protocol):
 
 
 def forward_layers(
-    engine: Engine,
-    layers: PreparedLayers,
-    x: EngineArray,
+    engine: Engine[A, V],
+    layers: Sequence[Layer[A, V]],
+    x: V,
     lengths: Array | None,
-    states: Mapping[int, State],
+    states: Mapping[int, State[A | Array]],
     *,
     return_gates: bool = False,
     training: TrainingPass | None = None,
-) -> list[LayerResult]:
+) -> list[LayerResult[A, V]]:
     """Forward pass of all layers over a batch. Each layer reads the output of the previous one.
 
     Parameters
@@ -71,9 +71,9 @@ def forward_layers(
     states
         Initial states by layer index. A layer without an entry starts from zeros.
 
-    See `Engine.forward` for the others.
+    See `Layer.forward` for the others.
     """
-    results: list[LayerResult] = []
+    results: list[LayerResult[A, V]] = []
     stacking = _stacking(engine)
     for group in _groups(stacking, layers, training=training is not None):
         if stacking is not None and len(group) > 1:
@@ -84,30 +84,22 @@ def forward_layers(
                 results += together
                 x = results[-1].output
                 continue
-        for spec, prepared in group:
-            results.append(
-                engine.forward(
-                    spec,
-                    prepared,
-                    x,
-                    lengths,
-                    states.get(spec.index),
-                    return_gates=return_gates,
-                    training=training,
-                )
-            )
-            x = results[-1].output
+        for layer in group:
+            state = states.get(layer.spec.index)
+            result = layer.forward(x, lengths, state, return_gates=return_gates, training=training)
+            results.append(result)
+            x = result.output
     return results
 
 
 def backward_layers(
-    engine: Engine,
-    layers: PreparedLayers,
-    tapes: Sequence[Any],
-    d: EngineArray,
+    engine: Engine[A, V],
+    layers: Sequence[Layer[A, V]],
+    tapes: Sequence[LayerTape | None],
+    d: V | Array,
     *,
     d_logits: bool,
-) -> list[LayerGradients]:
+) -> list[LayerGradients[A, V]]:
     """Derivatives through all layers, in layer order.
 
     Parameters
@@ -123,30 +115,44 @@ def backward_layers(
     ConfigError
         `d_logits` is set, and the network does not end in a dense layer.
     """
-    results: list[LayerGradients] = []  # last layer first
-    tape_of = {spec.index: tape for (spec, _), tape in zip(layers, tapes, strict=True)}
+    results: list[LayerGradients[A, V]] = []  # last layer first
+    tape_of = {layer.spec.index: tape for layer, tape in zip(layers, tapes, strict=True)}
     stacking = _stacking(engine)
     for group in reversed(_groups(stacking, layers, training=True)):
         if stacking is not None and len(group) > 1 and not d_logits:
-            group_tapes = [tape_of[spec.index] for spec, _ in group]
+            group_tapes = [_recorded(tape_of[layer.spec.index]) for layer in group]
             together = stacking.backward_stack(group, group_tapes, d)
             if together is not None:
                 results += reversed(together)
                 d = results[-1].x
                 continue
-        for spec, prepared in reversed(group):
-            ends = d_logits and spec.kind == "dense"
-            if d_logits and spec.kind not in ("dense", "dropout"):
+        for layer in reversed(group):
+            kind = layer.spec.kind
+            ends = d_logits and kind == "dense"
+            if d_logits and kind not in ("dense", "dropout"):
                 raise ConfigError("the loss is computed from the logits of a last dense layer")
-            one = engine.backward(spec, prepared, tape_of[spec.index], d, d_logits=ends)
+            one = layer.backward(_recorded(tape_of[layer.spec.index]), d, d_logits=ends)
             d_logits = d_logits and not ends
             results.append(one)
             d = one.x
     return results[::-1]
 
 
-def _stacking(engine: Engine) -> StackingEngine | None:
-    return cast(StackingEngine, engine) if _is_stacking(type(engine)) else None
+def _recorded(tape: LayerTape | None) -> LayerTape:
+    """The tape of a layer.
+
+    Raises
+    ------
+    ValueError
+        The forward pass was not for training: a mistake in the caller.
+    """
+    if tape is None:
+        raise ValueError("the forward pass was not for training")
+    return tape
+
+
+def _stacking(engine: Engine[A, V]) -> StackingEngine[A, V] | None:
+    return cast(StackingEngine[A, V], engine) if _is_stacking(type(engine)) else None
 
 
 @cache
@@ -156,11 +162,10 @@ def _is_stacking(kind: type) -> bool:
 
 
 def _groups(
-    stacking: StackingEngine | None, layers: PreparedLayers, *, training: bool
-) -> list[PreparedLayers]:
+    stacking: StackingEngine[A, V] | None, layers: Sequence[Layer[A, V]], *, training: bool
+) -> list[list[Layer[A, V]]]:
     if stacking is None:
-        return [[pair] for pair in layers]
-    pairs = iter(layers)
-    specs = [spec for spec, _ in layers]
-    groups = stacking.layer_groups(specs, training=training)
-    return [[next(pairs) for _ in group] for group in groups]
+        return [[layer] for layer in layers]
+    rest = iter(layers)
+    groups = stacking.layer_groups([layer.spec for layer in layers], training=training)
+    return [[next(rest) for _ in group] for group in groups]

@@ -1,8 +1,12 @@
 """The contract of engines: layer specifications, batches, results, and the protocols.
 
 An engine computes layers on one device. The protocol `ArrayOperations` has its operations on
-arrays, and `Engine` adds those on layers. The engines in ``reference/``, ``jit/`` and ``cuda/``
-implement both.
+arrays. `Engine` adds `Engine.layer`, which makes a `Layer` from a specification and its weights.
+The engines in ``reference/``, ``jit/`` and ``cuda/`` implement all three.
+
+The protocols have two type parameters: `A` for arrays in the engine's memory, and `V` for the
+values of a batch in the layout that layers take and return. Code that computes with any engine
+leaves them out.
 """
 
 from __future__ import annotations
@@ -10,27 +14,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
 from lstm_cli.cells import Activation, Cell, Parameter
 from lstm_cli.cells.expression import Expression
+from lstm_cli.engines.explanation import Explanation
+
+if TYPE_CHECKING:
+    from lstm_cli.engines.feed import Feed
 
 Array: TypeAlias = NDArray[Any]
 """An array in NumPy's memory."""
 
 EngineArray: TypeAlias = Any
-"""An array, or the values of a batch, in the engine's memory and layout."""
+"""An array, or the values of a batch, of an engine that the code does not know."""
 
-Values: TypeAlias = Mapping[str, EngineArray | float]
+A = TypeVar("A", default=EngineArray)
+"""Array in the engine's memory."""
+
+V = TypeVar("V", default=EngineArray)
+"""Values of a batch in the engine's memory and layout."""
+
+Values: TypeAlias = Mapping[str, A | Array | float]
 """Values of symbols by name: arrays and numbers."""
 
 Deferred: TypeAlias = Callable[[], float]
 """A number that may still be in computation. The call waits for it."""
 
-State: TypeAlias = tuple[EngineArray, EngineArray | None]
+State: TypeAlias = tuple[A, A | None]
 """(h, c) of one recurrent layer: h (N, directions, P or H), c (N, directions, H) or None."""
 
 ZeroStates: TypeAlias = Mapping[tuple[int, str], tuple[int, ...]]
@@ -203,21 +218,26 @@ def biased(spec: LayerSpec) -> LayerSpec:
 
 
 def with_biases(
-    spec: LayerSpec, tensors: Mapping[str, Any], zeros: Callable[[int], Any] | None = None
-) -> tuple[LayerSpec, Mapping[str, Any]]:
-    """A layer and its tensors as all engines compute them: absent biases become 0.
+    spec: LayerSpec, tensors: Mapping[str, Array]
+) -> tuple[LayerSpec, Mapping[str, Array]]:
+    """A layer and its tensors as all engines compute them: absent biases become 0."""
+    dtype = tensors[next(iter(spec.parameters()))].dtype if lacks_bias(spec) else None
+    return add_biases(spec, tensors, partial(np.zeros, dtype=dtype))
+
+
+def add_biases(
+    spec: LayerSpec, tensors: Mapping[str, A], zeros: Callable[[int], A]
+) -> tuple[LayerSpec, Mapping[str, A]]:
+    """`with_biases` for arrays in any memory.
 
     Parameters
     ----------
     zeros
-        Function from a length to a vector of zeros. None: zeros are NumPy arrays in the dtype of
-        the layer's weights.
+        Function from a length to a vector of zeros.
     """
     if not lacks_bias(spec):
         return spec, tensors
     whole, stored = biased(spec), spec.parameters()
-    if zeros is None:
-        zeros = partial(np.zeros, dtype=tensors[next(iter(stored))].dtype)
     absent = {n: zeros(*p.shape) for n, p in whole.parameters().items() if n not in stored}
     return whole, {**tensors, **absent}
 
@@ -258,8 +278,31 @@ class TrainingPass:
         return np.asarray(survives * np.float32(1 / (1 - rate)), np.float32)
 
 
+class LayerTape:
+    """Values of a layer's forward pass that its backward pass needs.
+
+    Each kind of layer of each engine derives its own class.
+    """
+
+
+Tape = TypeVar("Tape", bound=LayerTape)
+
+
+def own_tape(tape: LayerTape, kind: type[Tape]) -> Tape:
+    """The tape as one that this layer made.
+
+    Raises
+    ------
+    TypeError
+        Another kind of layer made it.
+    """
+    if not isinstance(tape, kind):
+        raise TypeError(f"a {type(tape).__name__} instead of a {kind.__name__}")
+    return tape
+
+
 @dataclass(frozen=True)
-class LayerGradients:
+class LayerGradients(Generic[A, V]):
     """Derivatives of the loss for one layer.
 
     Attributes
@@ -272,13 +315,13 @@ class LayerGradients:
         Derivatives for the initial states of a recurrent layer.
     """
 
-    x: EngineArray
-    weights: Mapping[str, EngineArray] = field(default_factory=dict)
-    state: State | None = None
+    x: V
+    weights: Mapping[str, A] = field(default_factory=dict)
+    state: State[A] | None = None
 
 
 @dataclass
-class LayerResult:
+class LayerResult(Generic[A, V]):
     """Result of one layer's forward pass.
 
     Attributes
@@ -295,19 +338,19 @@ class LayerResult:
     seconds
         Seconds by part, such as ``input projection`` and ``recurrence``.
     tape
-        Values that the engine's `backward` needs. Set after a pass for training.
+        Values that `Layer.backward` needs. Set after a pass for training.
     """
 
-    output: EngineArray
-    state: State | None = None
-    gates: Mapping[str, Mapping[str, EngineArray]] = field(default_factory=dict)
-    logits: EngineArray | None = None
+    output: V
+    state: State[A] | None = None
+    gates: Mapping[str, Mapping[str, V]] = field(default_factory=dict)
+    logits: V | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-    tape: Any = None
+    tape: LayerTape | None = None
 
 
 @dataclass(frozen=True)
-class RowsLoss:
+class RowsLoss(Generic[A]):
     """Loss of the valid rows of a batch, and its derivative.
 
     Attributes
@@ -323,224 +366,9 @@ class RowsLoss:
     """
 
     total: Deferred
-    gradient: EngineArray
+    gradient: A
     weight: float
     scale: float
-
-
-# Protocols
-
-
-class ArrayOperations(Protocol):
-    """Operations of an engine on its arrays, element by element.
-
-    Array arguments may be in NumPy's memory or in the engine's. All arrays of one call have one
-    shape and no gaps between their numbers. The same array may be passed twice. Pass numbers that
-    change between calls as values of symbols, since an engine may compile the expressions.
-    """
-
-    def evaluate(
-        self,
-        roots: Mapping[str, Expression],
-        values: Values,
-        out: Mapping[str, EngineArray],
-    ) -> None:
-        """Compute every root into its array of `out`, which may be one of the inputs.
-
-        Parameters
-        ----------
-        roots
-            Expressions to compute, by name.
-        values
-            A value for every symbol. Arrays have the dtype of `out`.
-        out
-            Writable arrays, one for each root.
-        """
-
-    def total(self, root: Expression, values: Values) -> float:
-        """Sum over all elements. Each is computed and added in double precision."""
-
-    def totals(self, root: Expression, many: Sequence[Values]) -> Sequence[Deferred]:
-        """The `total` for each entry of `many`."""
-
-    def all_finite(self, arrays: Sequence[EngineArray]) -> bool:
-        """Whether all numbers of these arrays are finite."""
-
-    def convert_like(self, array: Any, other: EngineArray) -> EngineArray:
-        """`array` in the memory and dtype of `other`, without gaps; a copy only where needed."""
-
-    def copy(self, array: Array) -> EngineArray:
-        """A writable copy in this engine's memory, without gaps."""
-
-    def zeros_like(self, array: EngineArray) -> EngineArray:
-        """Zeros in the memory, shape and dtype of `array`."""
-
-    def empty_like(self, array: EngineArray) -> EngineArray:
-        """Uninitialized array in the memory, shape and dtype of `array`."""
-
-    def download(self, array: EngineArray) -> Array:
-        """A copy in NumPy's memory."""
-
-    def to_host(self, values: EngineArray) -> Array:
-        """An array, or values over a batch, in NumPy's memory: (N, T, F) or (N, F)."""
-
-    def gather_valid(self, values: EngineArray, rows: Array | None) -> EngineArray:
-        """The valid rows of values (N, T, F) or (N, F), as one array (rows, F).
-
-        Parameters
-        ----------
-        rows
-            (N, T) or (N,), True for valid rows. False is allowed for padding only. None: all rows
-            are valid.
-        """
-
-    def scatter_valid(
-        self, gathered: EngineArray, values: EngineArray, rows: Array | None
-    ) -> EngineArray:
-        """The inverse of `gather_valid`: rows in the layout of `values`, and 0 elsewhere."""
-
-    def match_layout(self, array: Any, values: EngineArray) -> EngineArray | None:
-        """An array in the engine's memory, converted to the layout of `values`.
-
-        None: the array is in NumPy's memory, or its shape differs from that of `values`, or some
-        rows do not count. The caller then selects the valid rows in NumPy's memory.
-        """
-
-    def cross_entropy(
-        self,
-        logits: EngineArray,
-        targets: Array,
-        class_weights: Array | None,
-        label_smoothing: float,
-    ) -> RowsLoss:
-        """Cross-entropy of the softmax of logits (rows, F).
-
-        Parameters
-        ----------
-        targets
-            In NumPy's memory: classes (rows,) int64, or probabilities of classes (rows, F).
-        class_weights
-            (F,) weight of each class. None: all weights are 1.
-        label_smoothing
-            Share of each target that is spread over all classes.
-        """
-
-
-class Engine(ArrayOperations, Protocol):
-    """An engine computes layers on one device. Callers pass it as an argument.
-
-    Attributes
-    ----------
-    name
-        ``reference``, ``jit`` or ``cuda``.
-    device
-        ``cpu``, or ``cuda:N``.
-    dtype
-        Dtype that it computes in, a name of `lstm_cli.engines.selection.DTYPES`.
-    bits_ignore_threads
-        Whether results have the same bits for any number of threads.
-    """
-
-    name: str
-    device: str
-    dtype: str
-    bits_ignore_threads: bool
-
-    @property
-    def kernels_title(self) -> str:
-        """Kernels and the kind of machine that they are made for: equal titles give equal bits."""
-
-    @property
-    def threads(self) -> int | None:
-        """Number of threads it may use. None if it sets no number."""
-
-    def from_device_array(self, array: Any) -> EngineArray | None:
-        """A caller's array that is already in this engine's memory. None for other arrays.
-
-        The result is None for a NumPy array, too: every engine reads NumPy arrays.
-        """
-
-    def normalize(self, x: EngineArray, mean: Array, scale: Array) -> EngineArray:
-        """(x - mean) / scale in double precision, then cast.
-
-        `x` (N, T, D) is a result of `from_device_array`.
-        """
-
-    def from_padded(self, x: EngineArray, lengths: Array | None) -> EngineArray:
-        """Values of a batch (N, T, D) or (N, D) in the layout that layers take and return.
-
-        Parameters
-        ----------
-        lengths
-            (N,) valid steps. None: all T steps are valid.
-        """
-
-    def to_padded(self, values: EngineArray) -> EngineArray:
-        """Values of a layer as an array (N, T, F) or (N, F) in this engine's memory.
-
-        Padding is 0, and so are sequences of length 0.
-        """
-
-    def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Weights of one layer as this engine needs them, for any number of batches.
-
-        A layer without biases is prepared with biases of 0; see `with_biases`.
-        """
-
-    def forward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        x: EngineArray,
-        lengths: Array | None,
-        state: State | None = None,
-        *,
-        return_gates: bool = False,
-        training: TrainingPass | None = None,
-    ) -> LayerResult:
-        """Forward pass of one layer. Its results are in the engine's memory and layout.
-
-        Parameters
-        ----------
-        x
-            Result of `from_padded` or of the previous layer: (N, T, D). Dense and dropout layers
-            also take (N, D).
-        lengths
-            (N,) valid steps. None: all T steps are valid.
-        state
-            Initial (h, c) in NumPy's memory or the engine's. None: the states are zeros.
-        return_gates
-            Return gates and states of every step.
-        training
-            Apply dropout, and store the values that `backward` needs.
-        """
-
-    def backward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        tape: Any,
-        d_output: EngineArray,
-        *,
-        d_logits: bool = False,
-    ) -> LayerGradients:
-        """Derivatives of the loss through one layer, in the engine's memory and layout.
-
-        Parameters
-        ----------
-        tape
-            `LayerResult.tape` of the forward pass.
-        d_output
-            Derivative for the layer's output, in the shape of the output. It is in NumPy's memory,
-            or in the layout in which layers return values.
-        d_logits
-            True: `d_output` is the derivative for a dense layer's values before the activation.
-        """
-
-
-def array_dtype(engine: Engine) -> str:
-    """Dtype of an engine's arrays in NumPy's memory: ``float32`` or ``float64``."""
-    return "float64" if engine.dtype == "float64" else "float32"
 
 
 # Peak rates
@@ -588,16 +416,241 @@ class MachinePeaks:
         return cls(peak, tuple(ReadBandwidth(size, speed) for size, speed in reads.items()))
 
 
-@runtime_checkable
-class MeasurableEngine(Protocol):
-    """An engine that can measure its machine's peak rates and count its own memory."""
+# Protocols
+
+
+class ArrayOperations(Protocol[A, V]):
+    """Operations of an engine on its arrays, element by element.
+
+    Array arguments may be in NumPy's memory or in the engine's. All arrays of one call have one
+    shape and no gaps between their numbers. The same array may be passed twice. Pass numbers that
+    change between calls as values of symbols, since an engine may compile the expressions.
+    """
+
+    def evaluate(
+        self,
+        roots: Mapping[str, Expression],
+        values: Values[A],
+        out: Mapping[str, A | Array],
+    ) -> None:
+        """Compute every root into its array of `out`, which may be one of the inputs.
+
+        Parameters
+        ----------
+        roots
+            Expressions to compute, by name.
+        values
+            A value for every symbol. Arrays have the dtype of `out`.
+        out
+            Writable arrays, one for each root.
+        """
+
+    def total(self, root: Expression, values: Values[A]) -> float:
+        """Sum over all elements. Each is computed and added in double precision."""
+
+    def totals(self, root: Expression, many: Sequence[Values[A]]) -> Sequence[Deferred]:
+        """The `total` for each entry of `many`."""
+
+    def all_finite(self, arrays: Sequence[A | Array]) -> bool:
+        """Whether all numbers of these arrays are finite."""
+
+    def convert_like(self, array: A | Array, other: A | Array) -> A | Array:
+        """`array` in the memory and dtype of `other`, without gaps; a copy only where needed."""
+
+    def copy(self, array: Array) -> A:
+        """A writable copy in this engine's memory, without gaps."""
+
+    def zeros_like(self, array: A) -> A:
+        """Zeros in the memory, shape and dtype of `array`."""
+
+    def empty_like(self, array: A) -> A:
+        """Uninitialized array in the memory, shape and dtype of `array`."""
+
+    def download(self, array: A) -> Array:
+        """A copy in NumPy's memory."""
+
+    def to_host(self, values: A | V) -> Array:
+        """An array, or values over a batch, in NumPy's memory: (N, T, F) or (N, F)."""
+
+    def gather_valid(self, values: V | Array, rows: Array | None) -> A:
+        """The valid rows of values (N, T, F) or (N, F), as one array (rows, F).
+
+        Parameters
+        ----------
+        rows
+            (N, T) or (N,), True for valid rows. False is allowed for padding only. None: all rows
+            are valid.
+        """
+
+    def scatter_valid(self, gathered: A, values: V | Array, rows: Array | None) -> V | Array:
+        """The inverse of `gather_valid`: rows in the layout of `values`, and 0 elsewhere."""
+
+    def match_layout(self, array: A | Array, values: V | Array) -> A | None:
+        """An array in the engine's memory, converted to the layout of `values`.
+
+        None: the array is in NumPy's memory, or its shape differs from that of `values`, or some
+        rows do not count. The caller then selects the valid rows in NumPy's memory.
+        """
+
+    def cross_entropy(
+        self,
+        logits: A,
+        targets: Array,
+        class_weights: Array | None,
+        label_smoothing: float,
+    ) -> RowsLoss[A]:
+        """Cross-entropy of the softmax of logits (rows, F).
+
+        Parameters
+        ----------
+        targets
+            In NumPy's memory: classes (rows,) int64, or probabilities of classes (rows, F).
+        class_weights
+            (F,) weight of each class. None: all weights are 1.
+        label_smoothing
+            Share of each target that is spread over all classes.
+        """
+
+
+class Layer(Protocol[A, V]):
+    """A layer with its weights on an engine.
+
+    Results are in the engine's memory and layout.
+    """
 
     @property
-    def workspace_bytes(self) -> int:
-        """Bytes of working memory that the engine holds between calls, without weights."""
+    def spec(self) -> LayerSpec:
+        """Specification of the layer."""
 
-    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
+    def forward(
+        self,
+        x: V,
+        lengths: Array | None,
+        state: State[A | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[A, V]:
+        """Forward pass over a batch.
+
+        Parameters
+        ----------
+        x
+            Result of `Engine.from_padded` or of the previous layer: (N, T, D). Dense and dropout
+            layers also take (N, D).
+        lengths
+            (N,) valid steps. None: all T steps are valid.
+        state
+            Initial (h, c) in NumPy's memory or the engine's. None: the states are zeros.
+        return_gates
+            Return gates and states of every step.
+        training
+            Apply dropout, and store the values that `backward` needs.
+        """
+
+    def backward(
+        self, tape: LayerTape, d_output: V | Array, *, d_logits: bool = False
+    ) -> LayerGradients[A, V]:
+        """Derivatives of the loss through the layer.
+
+        Parameters
+        ----------
+        tape
+            `LayerResult.tape` of the forward pass.
+        d_output
+            Derivative for the layer's output, in the shape of the output. It is in NumPy's memory,
+            or in the layout in which layers return values.
+        d_logits
+            True: `d_output` is the derivative for a dense layer's values before the activation.
+        """
+
+
+class Accelerator(Protocol):
+    """A device with memory of its own, which computes while the host goes on.
+
+    Attributes
+    ----------
+    title
+        Product name, such as ``NVIDIA H200``.
+    """
+
+    title: str
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Versions of its driver and libraries, by name."""
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes."""
+
+    def record_event(self) -> Event:
+        """Record an event after all earlier work."""
+
+    def wait(self) -> None:
+        """Wait until all work is done."""
+
+
+class Event(Protocol):
+    """A moment in an accelerator's work."""
+
+    def wait(self) -> None:
+        """Wait until all work before the event is done."""
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Seconds between two events, for which this waits."""
+
+
+class Engine(ArrayOperations[A, V], Protocol[A, V]):
+    """An engine computes layers on one device. Callers pass it as an argument.
+
+    Attributes
+    ----------
+    name
+        ``reference``, ``jit`` or ``cuda``.
+    device
+        ``cpu``, or ``cuda:N``.
+    dtype
+        Dtype that it computes in, a name of `lstm_cli.engines.selection.DTYPES`.
+    bits_ignore_threads
+        Whether results have the same bits for any number of threads.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    bits_ignore_threads: bool
+
+    @property
+    def kernels_title(self) -> str:
+        """Kernels and the kind of machine that they are made for: equal titles give equal bits."""
+
+    @property
+    def threads(self) -> int | None:
+        """Number of threads it may use. None if it sets no number."""
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """The device that computes. None: the CPU, in NumPy's memory."""
+
+    @property
+    def workspace_bytes(self) -> int | None:
+        """Bytes of working memory between calls, without weights. None: the engine counts none."""
+
+    def feed(self) -> Feed[A]:
+        """Copies of inputs and results, beside computing."""
+
+    def explain(
+        self, layers: Layers, N: int, T: int, *, training: bool = False
+    ) -> Mapping[int, Explanation]:
+        """Choice of kernels for each recurrent layer by layer index, for N sequences of T steps.
+
+        It is empty if the engine has no choice.
+        """
+
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks | None:
         """Measured rates of multiply-adds and of reads; some 10 ms per size.
+
+        None: the engine cannot measure them.
 
         Parameters
         ----------
@@ -605,3 +658,41 @@ class MeasurableEngine(Protocol):
             Sizes in bytes of the memory that all threads together read repeatedly. By default
             two, per thread: half of a core's second-level cache, and four such caches.
         """
+
+    def from_device_array(self, array: object) -> A | None:
+        """A caller's array that is already in this engine's memory. None for other arrays.
+
+        The result is None for a NumPy array, too: every engine reads NumPy arrays.
+        """
+
+    def normalize(self, x: A, mean: Array, scale: Array) -> A:
+        """(x - mean) / scale in double precision, then cast.
+
+        `x` (N, T, D) is a result of `from_device_array`.
+        """
+
+    def from_padded(self, x: A | Array, lengths: Array | None) -> V:
+        """Values of a batch (N, T, D) or (N, D) in the layout that layers take and return.
+
+        Parameters
+        ----------
+        lengths
+            (N,) valid steps. None: all T steps are valid.
+        """
+
+    def to_padded(self, values: V | A) -> A:
+        """Values of a layer as an array (N, T, F) or (N, F) in this engine's memory.
+
+        Padding is 0, and so are sequences of length 0.
+        """
+
+    def layer(self, spec: LayerSpec, weights: Mapping[str, A | Array]) -> Layer[A, V]:
+        """A layer with its weights, for any number of batches.
+
+        A layer without biases computes with biases of 0; see `with_biases`.
+        """
+
+
+def array_dtype(engine: Engine) -> str:
+    """Dtype of an engine's arrays in NumPy's memory: ``float32`` or ``float64``."""
+    return "float64" if engine.dtype == "float64" else "float32"

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.stacks import backward_layers, forward_layers
-from lstm_cli.engines.types import Array, DropoutSpec, EngineArray, State, TrainingPass
+from lstm_cli.engines.types import (
+    Array,
+    DropoutSpec,
+    EngineArray,
+    LayerTape,
+    State,
+    TrainingPass,
+)
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import state_to_host
 
@@ -42,7 +49,7 @@ class Tape:
     state: list[State]
     lengths: Array | None
     steps: int
-    layers: tuple[Any, ...]
+    layers: tuple[LayerTape | None, ...]
 
     @cached_property
     def outputs(self) -> Array:
@@ -150,7 +157,7 @@ def forward(
     """Forward pass with dropout that stores the values `backward` needs; see `Network.run`."""
     x, n = network.check(x, lengths)
     states = network.check_state(state, x.shape[0])
-    y, layers = network.engine.from_padded(x, n), tuple(network.prepared())
+    y, layers = network.engine.from_padded(x, n), network.engine_layers
     results = forward_layers(network.engine, layers, y, n, states, training=training)
     specs = zip(network.layers, results, strict=True)
     last = [result for spec, result in specs if not isinstance(spec, DropoutSpec)][-1:]
@@ -173,7 +180,7 @@ def backward(
     rows
         (N,) row of each sequence in the batch. None: the pass has all rows of the batch.
     """
-    layers = tuple(network.prepared())
+    layers = network.engine_layers
     gradients = backward_layers(network.engine, layers, tape.layers, d, d_logits=d_logits)
     weights = {name: value for one in gradients for name, value in one.weights.items()}
     pairs = zip(network.layers, gradients, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +15,7 @@ from lstm_cli.engines.types import (
     Engine,
     EngineArray,
     FlattenSpec,
+    Layer,
     LayerResult,
     Layers,
     LayerSpec,
@@ -51,6 +52,8 @@ class Network:
         Normalization of the inputs. None: the network reads them unchanged.
     zero_states
         Initial states that stay 0 even if the caller gives others.
+    engine_layers
+        The layers with their weights, as the engine computes them.
 
     Raises
     ------
@@ -76,7 +79,7 @@ class Network:
             for name, v in fitted.items()
             if name not in TENSOR_NAMES
         }
-        self._prepare()
+        self._make_layers()
 
     @property
     def weights(self) -> Mapping[str, Array]:
@@ -161,7 +164,7 @@ class Network:
         steps, on_device = x.shape[1], self.engine.from_device_array(x) is not None
         results = forward_layers(
             self.engine,
-            tuple(self.prepared()),
+            self.engine_layers,
             self.engine.from_padded(x, lengths),
             lengths,
             states,
@@ -191,21 +194,19 @@ class Network:
             lambda: None if logits is None else convert(logits),
         )
 
-    def prepared(self) -> Iterator[tuple[LayerSpec, Any]]:
-        """Pairs of a layer and its weights as the engine prepared them, in layer order."""
-        return zip(self.layers, self._prepared, strict=True)
-
     def set_weights(self, weights: Mapping[str, EngineArray]) -> None:
         """Replace all tensors by tensors of the same names and shapes.
 
         The new tensors may be in NumPy's memory or in the engine's.
         """
         self._engine_weights = {name: weights[name] for name in self._engine_weights}
-        self._prepare()
+        self._make_layers()
 
-    def _prepare(self) -> None:
+    def _make_layers(self) -> None:
         self._weights = None
-        self._prepared = [self.engine.prepare(spec, self._engine_weights) for spec in self.layers]
+        self.engine_layers: tuple[Layer, ...] = tuple(
+            self.engine.layer(spec, self._engine_weights) for spec in self.layers
+        )
 
     def without_empty(self, y: Array, steps: int, lengths: Array | None) -> Array:
         """Outputs (N, F) with 0 for sequences of length 0; outputs (N, T, F) unchanged."""

@@ -190,13 +190,15 @@ def fold_obstacle(layers: Layers) -> str | None:
     A flatten layer pads short sequences with zeros. Zero means another value in normalized inputs
     than in raw inputs. No weights of a later layer can correct that.
     """
-    first = _without_dropout(layers)[:1]
-    if not first or isinstance(first[0], DropoutSpec):
+    first = first_layer(layers)
+    if first is None:
         return "no layer has weights"
-    if isinstance(first[0], FlattenSpec):
-        return f"the padding of layer {first[0].index} (flatten) is 0 in normalized values"
-    if lacks_bias(first[0]):
-        return f"layer {first[0].index} ({first[0].kind}) has no bias"
+    if isinstance(first, FlattenSpec):
+        return f"the padding of layer {first.index} (flatten) is 0 in normalized values"
+    if not isinstance(first, RecurrentSpec | DenseSpec):
+        return f"layer {first.index} ({first.kind}) has no matrix that reads the inputs"
+    if lacks_bias(first):
+        return f"layer {first.index} ({first.kind}) has no bias"
     return None
 
 
@@ -270,9 +272,9 @@ def _without_dropout(layers: Layers) -> list[LayerSpec]:
 
 
 def _foldable_layer(layers: Layers) -> RecurrentSpec | DenseSpec:
-    first, obstacle = _without_dropout(layers)[:1], fold_obstacle(layers)
-    if obstacle is None and not isinstance(first[0], FlattenSpec | DropoutSpec):
-        return first[0]
+    first, obstacle = first_layer(layers), fold_obstacle(layers)
+    if obstacle is None and isinstance(first, RecurrentSpec | DenseSpec):
+        return first
     raise ConfigError(
         "the normalization of the inputs cannot be folded into weights",
         expected="a recurrent or dense layer with a bias before any other",

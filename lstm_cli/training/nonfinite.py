@@ -161,7 +161,7 @@ def _on_reference(
     unchanged = dtype is None and layers is None and weights is None
     if isinstance(engine, ReferenceEngine) and unchanged:
         return network
-    reference = ReferenceEngine(dtype or array_dtype(engine), getattr(engine, "threads", None))
+    reference = ReferenceEngine(dtype or array_dtype(engine), engine.threads)
     result = Network(layers or network.layers, weights or network.tensors, reference)
     result.zero_states = network.zero_states
     return result
@@ -195,10 +195,9 @@ def _first_on_engine(
     checked, n = network.check(x, lengths)
     states = network.check_state(state, checked.shape[0])
     y = network.engine.from_padded(checked, n)
-    for spec, prepared in network.prepared():
-        result = network.engine.forward(
-            spec, prepared, y, n, states.get(spec.index), return_gates=True, training=training
-        )
+    for layer in network.engine_layers:
+        spec = layer.spec
+        result = layer.forward(y, n, states.get(spec.index), return_gates=True, training=training)
         value = _in_layer(spec, layer_to_host(result, network.engine.to_host), n)
         if value is not None:
             return value

@@ -374,10 +374,9 @@ def check_memory(config: Config, engine: Engine) -> None:
 
 
 def _check_gpu_memory(engine: Engine, needed: int) -> None:
-    hardware = getattr(engine, "hardware", None)
-    if hardware is None:
+    if engine.accelerator is None:
         return
-    free, total = hardware.memory()
+    free, total = engine.accelerator.memory()
     if needed > total:
         raise DeviceMemoryError(
             needed,

@@ -1,24 +1,22 @@
-"""Prefetch of batches and copy-back of results while a GPU computes; unmeasured benefit.
+"""Batches through an engine: read ahead, computed, and copied back while the next one is computed.
 
-While the GPU computes one batch, the next one is uploaded, and earlier results are copied back.
-Where GPU memory is short, batches are divided. `ForwardPipeline` serves forward passes,
-`PrefetchingSource` training.
+`ForwardPipeline` serves forward passes, `PrefetchingSource` training. The engine's `Feed` says
+whether copies run beside computing. Where an accelerator's memory is short, batches are divided.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
+from typing import Any, Self
 
 from lstm_cli.data import Allocator, Batch
+from lstm_cli.engines.feed import Feed, Upload
 from lstm_cli.engines.setup_time import setup_seconds
-from lstm_cli.engines.types import Array, State, array_dtype
+from lstm_cli.engines.types import Array, EngineArray, State
 from lstm_cli.errors import DeviceMemoryError, counted
 from lstm_cli.network.results import Result, converted_gates
 from lstm_cli.training.interfaces import TrainingBatch
@@ -26,15 +24,12 @@ from lstm_cli.workflows.model import Model
 from lstm_cli.workflows.timing import COPY_BACK, OVERLAPPED_COPY_BACK, Stopwatch
 from lstm_cli.workflows.train.training_data import DataPlaces, DatasetSource
 
-if TYPE_CHECKING:
-    from lstm_cli.engines.cuda.runtime.memory import Upload, Uploader
-
 MARGIN = 0.9
 """Share of the free memory that a proposed batch size may use."""
 
 
 class ForwardPipeline:
-    """Forward passes over batches, with prefetch and copy-back on a GPU.
+    """Forward passes over batches.
 
     Parameters
     ----------
@@ -43,7 +38,7 @@ class ForwardPipeline:
     watch
         Stopwatch that gathers the times of reading and copying.
     halve
-        Divide batches where GPU memory is too small.
+        Divide batches where the engine's memory is too small.
     logits
         Copy the results' logits back too.
 
@@ -60,20 +55,12 @@ class ForwardPipeline:
         self._model, self._watch, self._halve, self._logits = model, watch, halve, logits
         self._row_limit: int | None = None
         self._pending: PendingResult | None = None
-        self._device: Any = getattr(model.network.engine, "hardware", None)
-        self._uploader: Uploader | None = None
-        if self._device is not None:
-            from lstm_cli.engines.cuda.runtime.memory import Uploader
-
-            self._uploader = Uploader(self._device, array_dtype(model.network.engine))
+        self._feed: Feed = model.network.engine.feed()
 
     def batches(
         self, read: Callable[[Allocator], Iterator[Batch]]
     ) -> Generator[tuple[Batch, Upload | None], None, None]:
-        """Yield every batch, and its upload if one was started.
-
-        For a GPU, the next batch is read and uploaded while this one is computed. Close the
-        generator where a run ends early: that ends the thread that reads.
+        """Yield every batch, and its upload if one was started; see `Feed.read`.
 
         Parameters
         ----------
@@ -81,45 +68,21 @@ class ForwardPipeline:
             Function that yields the batches; it stores their inputs in memory from the allocator
             that it gets.
         """
-        if self._uploader is None:
-            batches = read(np.empty)
-            while (batch := self._timed(lambda: next(batches, None))) is not None:
-                yield batch, None
-            return
-        batches = read(self._uploader.allocate_pinned)
-        with ThreadPoolExecutor(1) as reader:
-            # Two batches are read ahead: one can be uploaded before the previous batch computes.
-            waiting = deque(reader.submit(next, batches, None) for _ in range(2))
-            batch, upload, next_upload = self._timed(waiting.popleft().result), None, None
-            try:
-                while batch is not None:
-                    waiting.append(reader.submit(next, batches, None))
-                    ready = waiting[0].done() and waiting[0].exception() is None
-                    next_upload = self._upload(waiting[0].result()) if ready else None
-                    yield batch, upload
-                    batch = self._timed(waiting.popleft().result)
-                    upload, next_upload = next_upload, None
-            finally:  # where a run ends early, uploads may still be running
-                for unused in (upload, next_upload):
-                    if unused is not None:
-                        unused.discard()
-
-    def _timed(self, read: Callable[[], Batch | None]) -> Batch | None:
-        """Read a batch, or wait for the thread that reads it, and add the time to ``read``."""
-        start = perf_counter()
-        batch = read()
-        if batch is not None:
-            self._watch.add("read", perf_counter() - start, nbytes=batch.nbytes)
-        return batch
-
-    def _upload(self, batch: Batch | None) -> Upload | None:
-        """Start the upload of a batch; None where GPU memory holds no second one."""
-        if batch is None or self._uploader is None or self._row_limit is not None:
-            return None
+        batches = read(self._feed.allocate)
+        ahead = self._feed.read(repeat(partial(next, batches, None)), self._upload)
         try:
-            return self._uploader.upload_pinned(batch.x)
-        except DeviceMemoryError:
-            return None
+            while True:
+                start = perf_counter()
+                if (pair := next(ahead, None)) is None:
+                    return
+                self._watch.add("read", perf_counter() - start, nbytes=pair[0].nbytes)
+                yield pair
+        finally:
+            ahead.close()
+
+    def _upload(self, batch: Batch) -> Upload | None:
+        """Start the upload of a batch; None while batches are divided."""
+        return self._feed.upload_allocated(batch.x) if self._row_limit is None else None
 
     def results(
         self, batch: Batch, upload: Upload | None, initial: Sequence[Any] | None, *, keep: bool
@@ -137,8 +100,8 @@ class ForwardPipeline:
         rows, first = len(batch.x), 0
         while first < rows:
             stop = rows if self._row_limit is None else min(rows, first + self._row_limit)
-            if upload is not None and self._uploader is not None and stop - first < rows:
-                self._uploader.wait_for(upload)  # the upload may not outlive the memory it reads
+            if upload is not None and stop - first < rows:
+                upload.ready()  # the upload may not outlive the memory it reads
                 upload = None
             part, state = _rows(batch, initial, first, stop)
             pending = self._start(part, upload, state, keep)
@@ -148,7 +111,7 @@ class ForwardPipeline:
                 self._pending.overlapped = True
             yield from self.remaining()
             self._pending = pending
-            if self._uploader is None or keep:  # all gates of two batches may be too much
+            if not self._feed.reads_ahead or keep:  # all gates of two batches may be too much
                 yield from self.remaining()
             first = stop
 
@@ -162,7 +125,8 @@ class ForwardPipeline:
         self, batch: Batch, upload: Upload | None, initial: Sequence[Any] | None, keep: bool
     ) -> PendingResult | None:
         """Start a batch's pass; None: try again, with more free memory or fewer rows."""
-        free = None if self._device is None else self._device.memory()[0]
+        accelerator = self._model.network.engine.accelerator
+        free = None if accelerator is None else accelerator.memory()[0]
         try:
             return self._run(batch, upload, initial, keep)
         except DeviceMemoryError as error:
@@ -182,19 +146,24 @@ class ForwardPipeline:
     def _run(
         self, batch: Batch, upload: Upload | None, initial: Sequence[Any] | None, keep: bool
     ) -> PendingResult:
-        if self._uploader is None:
-            start, before = perf_counter(), setup_seconds()
-            result = self._model.run(batch.x, batch.lengths, initial, keep=keep)
-            layers = sum(sum(parts.values()) for parts in result.seconds.values())
-            self._watch.add_pass(perf_counter() - start, before, layers)
-            return PendingResult(batch, result)
         row = "read/host to device beside"
         if upload is None:
-            upload, row = self._uploader.upload_pinned(batch.x), "host to device"
-        x = self._uploader.wait_for(upload)
+            upload, row = self._feed.upload_allocated(batch.x), "host to device"
+        x, start, before = upload.ready(), perf_counter(), setup_seconds()
         result = self._model.run(x, batch.lengths, initial, keep=keep)
-        engine = self._model.network.engine
-        return DeviceResult(batch, result, upload, row, engine, self._watch, self._logits)
+        if not self._feed.reads_ahead:  # the pass is done
+            layers = sum(sum(parts.values()) for parts in result.seconds.values())
+            self._watch.add_pass(perf_counter() - start, before, layers)
+        return PendingResult(
+            batch,
+            result,
+            upload,
+            row,
+            feed=self._feed,
+            to_host=self._model.network.engine.to_host,
+            watch=self._watch,
+            logits=self._logits,
+        )
 
     def _explain(
         self, error: DeviceMemoryError, batch: Batch, free: int | None
@@ -235,43 +204,25 @@ def _rows(
 
 
 class PendingResult:
-    """A batch whose pass was started; on a CPU, its result is ready at once.
-
-    Attributes
-    ----------
-    batch
-        The batch.
-    overlapped
-        True if the next batch was started before the result was read.
-    """
-
-    def __init__(self, batch: Batch, result: Result) -> None:
-        self.batch, self._result, self.overlapped = batch, result, False
-
-    def result(self) -> Result:
-        """Return the result in host memory."""
-        return self._result
-
-    def release(self) -> bool:
-        """Release GPU memory; True if the result held any."""
-        return False
-
-
-class DeviceResult(PendingResult):
-    """A batch that a GPU computes; its results are copied back while the next one is computed.
+    """A batch whose pass was started, and the copies of its results to NumPy's memory.
 
     Parameters
     ----------
     batch, result
-        The batch, and the result of its pass in GPU memory.
+        The batch, and the result of its pass in the engine's memory.
     upload, row
         Upload of the inputs, and the row of the table of timings that it counts in.
-    engine
-        Engine that computes.
+    feed, to_host
+        Copies of arrays that start now, and of gates when they are read.
     watch
         Stopwatch that gathers the times of the copies.
     logits
         Copy the logits back too.
+
+    Attributes
+    ----------
+    overlapped
+        True if the next batch was started before the result was read.
     """
 
     def __init__(
@@ -280,27 +231,27 @@ class DeviceResult(PendingResult):
         result: Result,
         upload: Upload,
         row: str,
-        engine: Any,
+        *,
+        feed: Feed,
+        to_host: Callable[[EngineArray], Array],
         watch: Stopwatch,
         logits: bool,
     ) -> None:
-        from lstm_cli.engines.cuda.runtime.memory import Download
-
-        super().__init__(batch, result)
-        self._upload, self._row, self._engine, self._watch = upload, row, engine, watch
+        self.batch, self._result, self.overlapped = batch, result, False
+        self._upload, self._row, self._to_host, self._watch = upload, row, to_host, watch
         self._has_logits = logits and result.logits is not None
         self._released = False
-        arrays: list[Any] = [result.outputs, *_arrays(result.state)]
+        arrays: list[EngineArray] = [result.outputs, *_arrays(result.state)]
         arrays += [result.logits] if self._has_logits else []
-        self._copies = Download(engine.hardware, arrays)
+        self._copies = feed.download(arrays)
 
     def result(self) -> Result:
-        """Wait for the copies; return the result in host memory."""
+        """Wait for the copies; return the result in NumPy's memory."""
         self.release()
         return self._result
 
     def release(self) -> bool:
-        """Wait for the copies and release GPU memory; True if the result held any."""
+        """Wait for the copies and release the engine's memory; False if that was done before."""
         if self._released:
             return False
         self._released = True
@@ -310,12 +261,12 @@ class DeviceResult(PendingResult):
         row = OVERLAPPED_COPY_BACK if self.overlapped else COPY_BACK
         self._watch.add(row, self._copies.seconds, nbytes=nbytes)
         logits = others.pop() if self._has_logits else None
-        to_host, on_device = self._engine.to_host, self._result
+        computed = self._result
         self._result = Result(
             outputs,
-            list(_states(on_device.state, iter(others))),
-            {index: converted_gates(kept, to_host) for index, kept in on_device.kept.items()},
-            on_device.seconds,
+            list(_states(computed.state, iter(others))),
+            {index: converted_gates(kept, self._to_host) for index, kept in computed.kept.items()},
+            computed.seconds,
             lambda: logits,
         )
         return True
@@ -331,7 +282,7 @@ def _states(like: list[State], arrays: Iterator[Any]) -> Iterator[State]:
 
 
 class PrefetchingSource:
-    """A source of training data that uploads the next batch while the network learns from one.
+    """A source of training data that reads a batch ahead where that pays; see `Feed.read`.
 
     It is a context manager. Leaving the context ends the thread that reads. A finalizer cannot:
     the garbage collector may run it in that very thread.
@@ -340,18 +291,15 @@ class PrefetchingSource:
     ----------
     source
         Source that is read.
-    device
-        GPU to which inputs are copied.
+    feed
+        Feed of the engine that learns.
     """
 
-    def __init__(self, source: DatasetSource, device: Any) -> None:
-        from lstm_cli.engines.cuda.runtime.memory import Uploader
-
-        self._source = source
-        self._uploader = Uploader(device, source.dtype)
-        self._reader = ThreadPoolExecutor(1)
+    def __init__(self, source: DatasetSource, feed: Feed) -> None:
+        self._source, self._feed = source, feed
         self._order: Sequence[Array] = ()
-        self._next: tuple[int, Future[tuple[TrainingBatch, Upload | None]]] | None = None
+        self._next = 0
+        self._batches: Generator[tuple[TrainingBatch, Upload | None], None, None] | None = None
 
     @property
     def places(self) -> DataPlaces:
@@ -360,25 +308,27 @@ class PrefetchingSource:
 
     def order(self, epoch: int) -> Sequence[Array]:
         """Return every batch of an epoch, as numbers of sequences."""
-        self._discard()
-        self._order = self._source.order(epoch)
+        self._stop_reading()
+        self._order, self._next = self._source.order(epoch), 0
         return self._order
 
     def read(self, numbers: Array) -> TrainingBatch:
-        """Return one batch, with its inputs on the GPU if GPU memory holds them.
+        """Return one batch of the order, with its inputs in the engine's memory if they fit.
 
         Raises
         ------
         DataError
             There are no targets, or a file is damaged.
         """
-        k = next(k for k, other in enumerate(self._order) if other is numbers)
-        prefetched = self._next[1] if self._next is not None and self._next[0] == k else None
-        batch, upload = (prefetched or self._reader.submit(self._upload, k)).result()
-        self._next = None
-        if k + 1 < len(self._order):
-            self._next = k + 1, self._reader.submit(self._upload, k + 1)
-        return batch if upload is None else replace(batch, x=self._uploader.wait_for(upload))
+        k = self._next
+        if self._batches is None or self._order[k] is not numbers:
+            k = next(k for k, other in enumerate(self._order) if other is numbers)
+            self._stop_reading()
+            reads = [partial(self._source.read, other) for other in self._order[k:]]
+            self._batches = self._feed.read(reads, lambda batch: self._feed.upload(batch.x))
+        batch, upload = next(self._batches)
+        self._next = k + 1
+        return batch if upload is None else replace(batch, x=upload.ready())
 
     def raw(self, values: Array) -> Array:
         """Return outputs or targets in the units of the data."""
@@ -388,21 +338,10 @@ class PrefetchingSource:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Discard a prefetched batch, if training ended early, and end the thread."""
-        self._discard()
-        self._reader.shutdown()
+        """Discard a batch that was read ahead, if training ended early, and end the thread."""
+        self._stop_reading()
 
-    def _discard(self) -> None:
-        """Wait for an unused prefetched batch, so that its memory can be freed."""
-        prefetched, self._next = self._next, None
-        if prefetched is not None and prefetched[1].exception() is None:
-            _, upload = prefetched[1].result()
-            if upload is not None:
-                upload.discard()
-
-    def _upload(self, k: int) -> tuple[TrainingBatch, Upload | None]:
-        batch = self._source.read(self._order[k])
-        try:
-            return batch, self._uploader.upload(batch.x)
-        except DeviceMemoryError:  # GPU memory holds no second batch
-            return batch, None
+    def _stop_reading(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def importers() -> dict[Path, set[Path]]:
 
 
 def may_be_small() -> set[Path]:
-    """Files that a table asks for: commands, cells, layers, readers, writers."""
+    """Files that a table asks for: commands, cells, readers, writers, one role in two engines."""
     cells = {MODULES[cell.__module__] for cell in CELLS.values()}
     commands = {PACKAGE / "cli" / f"{name.replace('-', '_')}.py" for name in COMMANDS}
     codecs = {
@@ -95,9 +95,10 @@ def may_be_small() -> set[Path]:
         for format in FORMATS.values()
         for role, function in (("reader", format.reader), ("writer", format.writer))
     }
-    layers = {folder / "layers.py" for folder in MIRRORS}
+    roles = Counter(path.name for folder in MIRRORS for path in folder.glob("*.py"))
+    mirrors = {folder / name for folder in MIRRORS for name, count in roles.items() if count > 1}
     packages = {path for path in MODULES.values() if path.name in ("__init__.py", "__main__.py")}
-    return cells | commands | codecs | layers | packages
+    return cells | commands | codecs | mirrors | packages
 
 
 def twin_classes() -> Iterator[str]:

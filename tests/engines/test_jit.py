@@ -297,7 +297,7 @@ def test_values_that_are_not_finite_come_out_as_in_numpy(
     tensors = {name: array.astype(dtype) for name, array in weights.items()}
     results = []
     for engine in (JitEngine(dtype), ReferenceEngine(dtype)):
-        result = engine.forward(spec, engine.prepare(spec, tensors), x, lengths, state)
+        result = engine.layer(spec, tensors).forward(x, lengths, state)
         results.append(flat(result.output, [result.state]))
     for one, other in zip(*results, strict=True):
         # The sigmoid of this engine never is 0, so infinity times a closed gate is no NaN.

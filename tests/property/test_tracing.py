@@ -12,7 +12,8 @@ from strategies import cells
 
 from lstm_cli.cells import FORMULAS, Cell, trace
 from lstm_cli.cells.expression import OPERATIONS, topological
-from lstm_cli.engines.reference.step import DirectionWeights, NumpyStep
+from lstm_cli.engines.reference.step import NumpyStep
+from lstm_cli.engines.reference.weights import DirectionWeights
 from lstm_cli.engines.types import RecurrentSpec
 
 EVERY = tuple(FORMULAS)

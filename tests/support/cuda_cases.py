@@ -9,11 +9,12 @@ from cuda_host.device import HostDevice
 from networks import TOLERANCES, random_states, random_weights
 from rounded_reference import rounding
 
+from lstm_cli.engines.cuda.arrays import DeviceArrays
 from lstm_cli.engines.cuda.batch import PackedSequences, make_batch
 from lstm_cli.engines.cuda.kernels import GeneralKernels
-from lstm_cli.engines.cuda.layers import PreparedRecurrent
 from lstm_cli.engines.cuda.planning.plan import BLOCK, CLUSTER, GRID, PersistentPlan
 from lstm_cli.engines.cuda.precision import PRECISIONS
+from lstm_cli.engines.cuda.recurrent import Recurrent
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import RecurrentSpec, TrainingPass
 
@@ -58,12 +59,12 @@ class LayerCase:
         shape = (self.N, self.T, self.spec.output_size)
         self.d = rng.standard_normal(shape if self.spec.return_sequences else (self.N, shape[2]))
         self.d = self.d.astype(real)
-        self.engine = ReferenceEngine(real)
-        self.prepared = self.engine.prepare(self.spec, self.weights)
+        self.reference = ReferenceEngine(real).layer(self.spec, self.weights)
         self.batch = make_batch(self.device, self.N, self.T, lengths)
         weights = {name: self.device.upload(w) for name, w in self.weights.items()}
         kernels = GeneralKernels(self.device, self.precision, tuning)
-        self.layer = PreparedRecurrent(self.spec, weights, self.device, self.precision, kernels)
+        arrays = DeviceArrays(self.device, self.precision)
+        self.layer = Recurrent(self.spec, weights, arrays, kernels)
 
     @property
     def valid(self):
@@ -75,12 +76,10 @@ class LayerCase:
     def forward(self, **options):
         """Results of the reference engine and of the layer."""
         with rounding(self.precision.name):
-            expected = self.engine.forward(
-                self.spec, self.prepared, self.x, self.lengths, self.state, **options
-            )
+            expected = self.reference.forward(self.x, self.lengths, self.state, **options)
         state = tuple(None if part is None else self.device.upload(part) for part in self.state)
         x = PackedSequences(self.batch, self.device.upload(self.x[self.valid]))
-        actual = self.layer.forward(x, state, **options)
+        actual = self.layer.forward(x, self.lengths, state, **options)
         for before, after in zip(self.state, state, strict=True):  # the caller's states
             if before is not None:
                 np.testing.assert_array_equal(self.device.download(after), before)
@@ -89,9 +88,7 @@ class LayerCase:
     def backward(self, expected, actual):
         """Gradients of the reference engine and of the layer, from their forward results."""
         with rounding(self.precision.name):
-            expected_gradients = self.engine.backward(
-                self.spec, self.prepared, expected.tape, self.d
-            )
+            expected_gradients = self.reference.backward(expected.tape, self.d)
         d = self.d[self.valid] if self.spec.return_sequences else self.d
         d_output = PackedSequences(self.batch, self.device.upload(d), self.spec.return_sequences)
         return expected_gradients, self.layer.backward(actual.tape, d_output)

@@ -81,17 +81,15 @@ def _layer(
 ) -> Iterator[str]:
     """Run a layer for every purpose; yields the purpose before each run."""
     real = engine.precision.accumulator
-    prepared = engine.prepare(spec, random_weights([spec]))
-    x = np.zeros((N, T, spec.input_size), real)
+    layer = engine.layer(spec, random_weights([spec]))
+    x = engine.from_padded(np.zeros((N, T, spec.input_size), real), lengths)
     yield "inference"
-    engine.forward(spec, prepared, x, lengths)
+    layer.forward(x, lengths)
     yield "inspection"
-    engine.forward(spec, prepared, x, lengths, return_gates=True)
+    layer.forward(x, lengths, return_gates=True)
     yield "training"
-    result = engine.forward(spec, prepared, x, lengths, training=TrainingPass())
-    engine.backward(
-        spec, prepared, result.tape, engine.to_device(np.zeros(result.output.shape, real))
-    )
+    result = layer.forward(x, lengths, training=TrainingPass())
+    layer.backward(result.tape, engine.to_device(np.zeros(result.output.shape, real)))
     yield "end"
 
 

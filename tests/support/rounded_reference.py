@@ -14,10 +14,11 @@ from cuda_host.device import rounded_tf32
 from lstm_cli.cells import Cell
 from lstm_cli.cells.cell import Stage
 from lstm_cli.engines.cuda.precision import PRECISIONS
-from lstm_cli.engines.reference import recurrent
+from lstm_cli.engines.reference import layers
 from lstm_cli.engines.reference.backward import BackwardPass, DirectionGradients, DirectionTape
-from lstm_cli.engines.reference.recurrent import ForwardPass
-from lstm_cli.engines.reference.step import DirectionWeights, NumpyStep, TrainingStep
+from lstm_cli.engines.reference.forward import ForwardPass
+from lstm_cli.engines.reference.step import NumpyStep, TrainingStep
+from lstm_cli.engines.reference.weights import DirectionWeights
 from lstm_cli.engines.types import Array
 
 
@@ -120,7 +121,7 @@ class RoundedBackwardPass(BackwardPass):
 def rounding(precision: str) -> Iterator[None]:
     """The reference engine rounds as a precision does."""
     with (
-        patch.object(recurrent, "ForwardPass", partial(RoundedPass, precision)),
-        patch.object(recurrent, "BackwardPass", partial(RoundedBackwardPass, precision)),
+        patch.object(layers, "ForwardPass", partial(RoundedPass, precision)),
+        patch.object(layers, "BackwardPass", partial(RoundedBackwardPass, precision)),
     ):
         yield

@@ -77,16 +77,16 @@ def test_a_mistake_of_the_engine_is_reported(scripts, monkeypatch):
     case = next(case for case in checks.cases(8) if case.name == "lstm 8 × 8")
     device = HostDevice()
     assert checks.problems(case, "float32", device, "auto") == []
-    original = checks.CudaEngine.prepare
+    original = checks.CudaEngine.layer
 
-    def prepare_swapped(self, spec, weights):
+    def swapped_layer(self, spec, weights):
         swapped = dict(weights)
         name = "layers.0.weight_hh"
         i, f, g, o = np.split(np.asarray(self.to_host(weights[name])), 4)
         swapped[name] = np.concatenate([f, i, g, o])
         return original(self, spec, swapped)
 
-    monkeypatch.setattr(checks.CudaEngine, "prepare", prepare_swapped)
+    monkeypatch.setattr(checks.CudaEngine, "layer", swapped_layer)
     for dtype in checks.TOLERANCES:
         problems = checks.problems(case, dtype, device, "auto")
         assert any("outputs is off" in line for line in problems), dtype

@@ -39,7 +39,7 @@ from lstm_cli.hdf5.writer import PaddedArrays
 
 
 @dataclass(frozen=True)
-class Dense(DatasetLayout):
+class DenseLayout(DatasetLayout):
     """Sequences that are padded in the file."""
 
     lengths: Lengths | None
@@ -79,7 +79,9 @@ class Dense(DatasetLayout):
         return rows
 
 
-def open_dense(group: Group, roles: DatasetRoles, inputs: Dataset, options: DataOptions) -> Dense:
+def open_dense(
+    group: Group, roles: DatasetRoles, inputs: Dataset, options: DataOptions
+) -> DenseLayout:
     """The dense layout of a group.
 
     Raises
@@ -108,10 +110,10 @@ def open_dense(group: Group, roles: DatasetRoles, inputs: Dataset, options: Data
     targets = (
         None if target_dataset is None else DenseTargets.of(target_dataset, N, T, lengths, options)
     )
-    return Dense(group, inputs, targets, roles.paths(target_dataset), lengths)
+    return DenseLayout(group, inputs, targets, roles.paths(target_dataset), lengths)
 
 
-def padding_in_front(layout: Dense) -> Problem | None:
+def padding_in_front(layout: DenseLayout) -> Problem | None:
     """Problem if sequences seem to begin with padding, although lengths or a mask differ."""
     if layout.lengths is None:
         return None

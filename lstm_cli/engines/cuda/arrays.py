@@ -21,7 +21,7 @@ from lstm_cli.engines.cuda.codegen.elementwise import DeferredSums
 from lstm_cli.engines.cuda.codegen.rows import cross_entropy
 from lstm_cli.engines.cuda.precision import Precision
 from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, dtype_name, is_host_array
-from lstm_cli.engines.types import Array, Deferred, RowsLoss, Values
+from lstm_cli.engines.types import Array, Deferred, RowsLoss, State, Values
 
 ADOPTED_DTYPES = ("float32", "float64")
 """Dtypes of device arrays that the engine takes from callers without a copy."""
@@ -65,6 +65,15 @@ class DeviceArrays:
         if dtype_name(view.dtype) != self.precision.accumulator:
             return self.to_device(self.hardware.download(view))
         return view
+
+    def state_to_device(
+        self, state: State[DeviceArray | Array] | None
+    ) -> State[DeviceArray] | None:
+        """States (h, c) of a layer on the device."""
+        if state is None:
+            return None
+        h, c = state
+        return self.to_device(h), None if c is None else self.to_device(c)
 
     def normalize(self, x: DeviceArray, mean: Array, scale: Array) -> DeviceArray:
         """Compute (x - mean) / scale of a caller's array (N, T, D) on the device."""

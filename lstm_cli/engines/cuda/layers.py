@@ -1,6 +1,6 @@
-"""Layers with their weights on the device: recurrent, dense, dropout and flatten.
+"""Layers with their weights on the device: dense, dropout and flatten, and the choice of one.
 
-Each layer has a forward pass and, next to it, its backward pass.
+Recurrent layers are in ``recurrent.py``.
 """
 
 from __future__ import annotations
@@ -8,41 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import assert_never
 
 import numpy as np
 
 from lstm_cli.cells import Activation
 from lstm_cli.cells.expression import Expression, symbol
 from lstm_cli.cells.gradient import gradient
-from lstm_cli.engines import schedule as schedules
-from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
+from lstm_cli.engines.cuda.arrays import DeviceArrays
+from lstm_cli.engines.cuda.batch import PackedSequences
 from lstm_cli.engines.cuda.codegen.cell import emit
 from lstm_cli.engines.cuda.codegen.data_movement import (
-    contiguous_rows,
-    multiply_by_mask,
     operand_of,
     pad_steps,
     round_if_narrow,
     unpad_steps,
-    zero_empty_rows,
 )
 from lstm_cli.engines.cuda.codegen.elementwise import evaluate
-from lstm_cli.engines.cuda.codegen.general_backward import shares_derivatives
 from lstm_cli.engines.cuda.codegen.primitives import GRID_STRIDE_LOOP, PRELUDE
 from lstm_cli.engines.cuda.codegen.rows import column_sums, softmax, softmax_backward
-from lstm_cli.engines.cuda.gradients import input_gradient, tensor_gradients
 from lstm_cli.engines.cuda.kernels import RecurrenceKernels
-from lstm_cli.engines.cuda.passes import (
-    BackwardPass,
-    BackwardRun,
-    DeviceState,
-    ForwardPass,
-    ForwardRun,
-    RecurrentTape,
-    step_buffers,
-)
-from lstm_cli.engines.cuda.precision import C_TYPES, Precision
+from lstm_cli.engines.cuda.precision import C_TYPES
+from lstm_cli.engines.cuda.recurrent import Recurrent
 from lstm_cli.engines.cuda.runtime.device import (
     LOOP_THREADS,
     Device,
@@ -52,337 +39,25 @@ from lstm_cli.engines.cuda.runtime.device import (
     dtype_name,
     grid_stride_launch,
 )
-from lstm_cli.engines.cuda.time_chunks import TimeChunk, multiply_chunk_rows
-from lstm_cli.engines.cuda.weights import DirectionWeights, direction_weights
-from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.types import (
-    DIRECTIONS,
+    Array,
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
+    Layer,
     LayerGradients,
     LayerResult,
+    LayerSpec,
+    LayerTape,
     RecurrentSpec,
+    State,
     TrainingPass,
+    own_tape,
 )
 
 
-class PreparedRecurrent:
-    """A recurrent layer, one direction or both, with its weights on the device.
-
-    Parameters
-    ----------
-    weights
-        Stored tensors by name, in the accumulator type, on the device.
-    kernels
-        Kernels that run the recurrence.
-    """
-
-    def __init__(
-        self,
-        spec: RecurrentSpec,
-        weights: Mapping[str, DeviceArray],
-        device: Device,
-        precision: Precision,
-        kernels: RecurrenceKernels,
-    ) -> None:
-        self.spec, self.device, self.precision, self.kernels = spec, device, precision, kernels
-        self.weights: list[DirectionWeights] = []
-        for d, cell in enumerate(spec.cells):
-            stored = {name: weights[spec.prefix(d) + name] for name in cell.tensor_names}
-            self.weights.append(direction_weights(device, cell, spec.input_size, precision, stored))
-
-    def forward(
-        self,
-        x: PackedSequences,
-        state: DeviceState | None,
-        *,
-        return_gates: bool = False,
-        training: TrainingPass | None = None,
-    ) -> LayerResult:
-        """Run every direction over the batch; see `lstm_cli.engines.types.Engine`.
-
-        The output and the gates are `PackedSequences`; states are arrays on the device. Reading
-        the seconds waits for the device. A pass for training returns a tape, and no gates.
-        """
-        timer = EventTimer(self.device)
-        timer.start("input projection")
-        layer_pass = self.allocate_forward(x, state, return_gates=return_gates, training=training)
-        self.project(layer_pass)
-        timer.start("recurrence")
-        self.kernels.forward(layer_pass.runs)
-        timer.stop()
-        return self.finish_forward(layer_pass, timer)
-
-    def allocate_forward(
-        self,
-        x: PackedSequences,
-        state: DeviceState | None,
-        *,
-        return_gates: bool = False,
-        training: TrainingPass | None = None,
-    ) -> ForwardPass:
-        """Allocate all arrays of a forward pass. Nothing is computed but the rounded input.
-
-        `x` may be the output of a pass that is only allocated, unless the layer has dropout.
-        """
-        mask = None
-        if training is not None and self.spec.dropout:
-            mask = _input_mask(self.device, self.precision, self.spec, x.batch, training)
-            x = PackedSequences(
-                x.batch, multiply_by_mask(self.device, self.precision, x.values, mask)
-            )
-        operand_of(self.device, self.precision, x)
-        initial = self._initial_state(x.batch.N, state)
-        final = self._copy_state(initial)
-        y, y_operand = self._allocate_outputs(
-            x.batch, store_steps=return_gates or training is not None
-        )
-        runs = [
-            self._forward_run(
-                d, x.batch, final, (y, y_operand), return_gates=return_gates, training=training
-            )
-            for d in range(len(self.weights))
-        ]
-        return ForwardPass(
-            x, tuple(runs), initial, final, y, y_operand, mask, return_gates, training
-        )
-
-    def _forward_run(
-        self,
-        d: int,
-        batch: DeviceBatch,
-        state: DeviceState,
-        outputs: tuple[DeviceArray | None, DeviceArray | None],
-        *,
-        return_gates: bool,
-        training: TrainingPass | None,
-    ) -> ForwardRun:
-        weights, schedule = (
-            self.weights[d],
-            self._schedule(d, return_gates=return_gates, training=training),
-        )
-        h, c = (None if part is None else part[:, d] for part in state)
-        rows = weights.operands["weight_ih"].shape[0]
-        y, y_operand = outputs
-        return ForwardRun(
-            weights,
-            schedule,
-            batch,
-            d == 1,
-            self.device.empty((batch.Q, rows), self.precision.accumulator),
-            h,
-            c,
-            y=y,
-            column=d * self.spec.cells[0].output_size,
-            y_operand=y_operand,
-            mask=_state_mask(self.device, self.precision, self.spec, d, batch.N, training),
-            **step_buffers(self.device, weights, schedule, batch),
-        )
-
-    def project(self, layer_pass: ForwardPass) -> None:
-        """Compute the input projections W_ih x of all steps."""
-        x = layer_pass.x
-        for run in layer_pass.runs:
-            if x.batch.Q:
-                operand = operand_of(self.device, self.precision, x)
-                weight = run.weights.operands["weight_ih"]
-                self.device.multiply(operand, weight, run.z, self.precision.name, transpose_b=True)
-
-    def project_chunk(self, layer_pass: ForwardPass, chunk: TimeChunk) -> None:
-        """Compute the input projections of a chunk of steps."""
-        x = operand_of(self.device, self.precision, layer_pass.x)
-        for run in layer_pass.runs:
-            weight = run.weights.operands["weight_ih"]
-            multiply_chunk_rows(
-                self.device, chunk, x, weight, run.z, self.precision, transpose_b=True
-            )
-
-    def step_output(self, layer_pass: ForwardPass) -> PackedSequences:
-        """Output of every step. The pass may not have computed its arrays yet."""
-        return PackedSequences(layer_pass.x.batch, layer_pass.y, operand=layer_pass.y_operand)
-
-    def finish_forward(self, layer_pass: ForwardPass, seconds: Mapping[str, float]) -> LayerResult:
-        """Result of a launched forward pass."""
-        batch, y = layer_pass.x.batch, layer_pass.y
-        result = LayerResult(
-            self._layer_output(layer_pass), layer_pass.final_state, seconds=seconds
-        )
-        if layer_pass.training is not None:
-            result.tape = RecurrentTape(
-                layer_pass.x, layer_pass.runs, layer_pass.initial_state, y, layer_pass.input_mask
-            )
-        elif layer_pass.return_gates:
-            result.gates = {
-                DIRECTIONS[d]: self._step_values(d, batch, y, run.record)
-                for d, run in enumerate(layer_pass.runs)
-            }
-        return result
-
-    def backward(self, tape: RecurrentTape, d_output: PackedSequences) -> LayerGradients:
-        """Derivatives for the input (`PackedSequences`), every stored tensor, and the states."""
-        layer_pass = self.allocate_backward(tape, d_output)
-        self.kernels.backward(layer_pass.runs)
-        for d, run in enumerate(layer_pass.runs):
-            input_gradient(self.device, self.precision, run, layer_pass.dx, add=d > 0)
-        return self.finish_backward(layer_pass)
-
-    def allocate_backward(self, tape: RecurrentTape, d_output: PackedSequences) -> BackwardPass:
-        """Allocate all arrays of a backward pass.
-
-        `d_output` may be the result of a backward pass that is only allocated, if it has every
-        step.
-        """
-        batch, P = tape.x.batch, self.spec.cells[0].output_size
-        dh, dc = self._initial_state(batch.N, None)
-        d_y = d_output.values
-        if not self.spec.return_sequences:
-            dh = zero_empty_rows(self.device, self.precision, d_y, batch)
-            dh, d_y = dh.reshape(batch.N, self.spec.directions, P), None
-        runs = [self._backward_run(d, tape, d_y, (dh, dc)) for d in range(len(tape.runs))]
-        dx = self.device.empty((batch.Q, self.spec.input_size), self.precision.accumulator)
-        return BackwardPass(tape, tuple(runs), (dh, dc), dx)
-
-    def finish_backward(self, layer_pass: BackwardPass) -> LayerGradients:
-        """Gradients of a backward pass, after its kernels and its input derivatives are started."""
-        gradients, dx, tape = dict[str, Any](), layer_pass.dx, layer_pass.tape
-        for d, run in enumerate(layer_pass.runs):
-            tensors = tensor_gradients(self.device, self.precision, run, tape.x)
-            gradients |= {self.spec.prefix(d) + name: value for name, value in tensors.items()}
-        if tape.input_mask is not None:
-            dx = multiply_by_mask(self.device, self.precision, dx, tape.input_mask)
-        d_input = PackedSequences(tape.x.batch, dx)
-        return LayerGradients(d_input, gradients, layer_pass.d_state)
-
-    def _backward_run(
-        self, d: int, tape: RecurrentTape, d_y: DeviceArray | None, d_state: DeviceState
-    ) -> BackwardRun:
-        device, run, real = self.device, tape.runs[d], self.precision.accumulator
-        cell, Q, N = run.weights.cell, tape.x.batch.Q, tape.x.batch.N
-        H, P, peepholes = cell.hidden_size, cell.output_size, len(cell.peephole_gates)
-        dz = device.empty((Q, len(cell.letters) * H), real)
-        h_initial, c_initial, dh, dc = (
-            None if part is None else part[:, d] for part in (*tape.initial_state, *d_state)
-        )
-        return BackwardRun(
-            run,
-            h_initial,
-            c_initial,
-            tape.y,
-            d_y,
-            dh,
-            dc,
-            dz,
-            dz if shares_derivatives(run.schedule) else device.empty(dz.shape, real),
-            device.empty((Q, P), real) if cell.projects else None,
-            device.zeros((N, peepholes, H), real) if peepholes else None,
-        )
-
-    def _initial_state(self, N: int, state: DeviceState | None) -> DeviceState:
-        """The given initial states, else zeros."""
-        if state is not None:
-            return state
-        directions, cell = self.spec.directions, self.spec.cells[0]
-        parts = [
-            self.device.zeros((N, directions, size), self.precision.accumulator)
-            for size in cell.state_sizes
-        ]
-        return parts[0], parts[1] if len(parts) > 1 else None
-
-    def _copy_state(self, state: DeviceState) -> DeviceState:
-        h, c = state
-        return self._copy(h), None if c is None else self._copy(c)
-
-    def _copy(self, array: DeviceArray) -> DeviceArray:
-        out = self.device.empty(array.shape, self.precision.accumulator)
-        if array.size:
-            self.device.copy(array, out)
-        return out
-
-    def _allocate_outputs(
-        self, batch: DeviceBatch, *, store_steps: bool
-    ) -> tuple[DeviceArray | None, DeviceArray | None]:
-        """Allocate h of every step in the accumulator type, and in the next layer's operand type.
-
-        None: the pass does not store h of every step in that type.
-        """
-        sequences = self.spec.return_sequences
-        shape = (batch.Q, self.spec.output_size)
-        y = (
-            self.device.empty(shape, self.precision.accumulator)
-            if sequences or store_steps
-            else None
-        )
-        narrow = sequences and self.precision.narrow
-        return y, self.device.empty(shape, self.precision.operand) if narrow else None
-
-    def _layer_output(self, layer_pass: ForwardPass) -> PackedSequences:
-        """Output of every step, or of each sequence's last step."""
-        if self.spec.return_sequences:
-            return self.step_output(layer_pass)
-        batch = layer_pass.x.batch
-        last = layer_pass.final_state[0].reshape(batch.N, self.spec.output_size)
-        rows = zero_empty_rows(self.device, self.precision, last, batch)
-        return PackedSequences(batch, rows, per_step=False)
-
-    def _schedule(
-        self, d: int, *, return_gates: bool, training: TrainingPass | None
-    ) -> CellSchedule:
-        cell = self.spec.cells[d]
-        if training is not None:
-            return schedules.training(cell, self.spec.recurrent_dropout > 0)
-        return schedules.inspection(cell) if return_gates else schedules.inference(cell)
-
-    def _step_values(
-        self, d: int, batch: DeviceBatch, y: DeviceArray, record: DeviceArray
-    ) -> dict[str, PackedSequences]:
-        """Gates and states of every step of one direction, by name."""
-        cell = self.spec.cells[d]
-        P = cell.output_size
-        parts = {"h": y[:, d * P : (d + 1) * P]}
-        parts |= {name: record[:, k] for k, name in enumerate(schedules.inspection_names(cell))}
-        return {
-            name: PackedSequences(batch, contiguous_rows(self.device, self.precision, part))
-            for name, part in parts.items()
-        }
-
-
-def _state_mask(
-    device: Device,
-    precision: Precision,
-    spec: RecurrentSpec,
-    d: int,
-    N: int,
-    training: TrainingPass | None,
-) -> DeviceArray | None:
-    """Mask (N, P) of recurrent dropout in direction d; None without dropout."""
-    rate = spec.recurrent_dropout
-    if training is None or not rate:
-        return None
-    shape = (N, spec.cells[d].output_size)
-    mask = training.mask(spec, 1 + d, shape, rate)
-    return device.upload(mask.astype(precision.accumulator))
-
-
-def _input_mask(
-    device: Device,
-    precision: Precision,
-    spec: RecurrentSpec,
-    batch: DeviceBatch,
-    training: TrainingPass,
-) -> DeviceArray:
-    """Dropout mask (Q, D) of the input, for the valid steps."""
-    shape = (batch.N, batch.T, spec.input_size)
-    mask = training.mask(spec, 0, shape, spec.dropout)
-    if batch.lengths is None:
-        mask = mask.reshape(batch.Q, shape[2])
-    else:
-        mask = mask[np.arange(batch.T) < batch.lengths[:, None]]
-    return device.upload(mask.astype(precision.accumulator))
-
-
 @dataclass(frozen=True)
-class DenseTape:
+class DenseTape(LayerTape):
     """Values of a dense layer's forward pass that its backward pass needs."""
 
     x: PackedSequences
@@ -390,27 +65,34 @@ class DenseTape:
     output: DeviceArray
 
 
-class PreparedDense:
+class Dense:
     """A dense layer with its weights on the device.
 
     Parameters
     ----------
-    weight, bias
-        (units, D) and (units,), in the accumulator type.
+    weights
+        Weight (units, D) and bias (units,) by stored name, in the accumulator type, on the device.
+    arrays
+        Operations on the device's arrays.
     """
 
     def __init__(
-        self,
-        spec: DenseSpec,
-        weight: DeviceArray,
-        bias: DeviceArray,
-        device: Device,
-        precision: Precision,
+        self, spec: DenseSpec, weights: Mapping[str, DeviceArray], arrays: DeviceArrays
     ) -> None:
-        self.spec, self.weight, self.bias = spec, weight, bias
-        self.device, self.precision = device, precision
+        self.spec, self.arrays = spec, arrays
+        self.device, self.precision = arrays.hardware, arrays.precision
+        self._names = tuple(spec.parameters())
+        self.weight, self.bias = (weights[name] for name in self._names)
 
-    def forward(self, x: PackedSequences, *, training: bool) -> LayerResult:
+    def forward(
+        self,
+        x: PackedSequences,
+        lengths: Array | None = None,
+        state: State[DeviceArray | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[DeviceArray, PackedSequences]:
         """Compute act(W x + b) for every valid row."""
         device, precision = self.device, self.precision
         timer = EventTimer(device)
@@ -422,27 +104,31 @@ class PreparedDense:
             device.multiply(operand, weight, a, precision.name, transpose_b=True)
         y = self._activate(a)
         timer.stop()
-        tape = DenseTape(x, a, y) if training else None
+        tape = None if training is None else DenseTape(x, a, y)
         logits = PackedSequences(x.batch, a, x.per_step)
         output = PackedSequences(x.batch, y, x.per_step)
         return LayerResult(output, logits=logits, seconds=timer, tape=tape)
 
-    def backward(self, tape: DenseTape, d_output: DeviceArray, *, d_logits: bool) -> LayerGradients:
+    def backward(
+        self, tape: LayerTape, d_output: PackedSequences | Array, *, d_logits: bool = False
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
         """Derivatives for input, weight and bias from those of the valid rows."""
-        device, spec, precision = self.device, self.spec, self.precision.backward
-        d = d_output if d_logits else self._activation_backward(tape, d_output)
-        dx = device.empty(tape.x.values.shape, precision.accumulator)
+        recorded = own_tape(tape, DenseTape)
+        device, precision, x = self.device, self.precision.backward, recorded.x
+        d = self.arrays.pack_like(x, d_output, per_step=x.per_step).values
+        if not d_logits:
+            d = self._activation_backward(recorded, d)
+        dx = device.empty(x.values.shape, precision.accumulator)
         dw = device.zeros(self.weight.shape, precision.accumulator)
         db = column_sums(device, precision, d)
         if dx.size:
             operand = round_if_narrow(device, precision, d)
             weight = round_if_narrow(device, precision, self.weight)
             device.multiply(operand, weight, dx, precision.name)
-            x = operand_of(device, precision, tape.x)
-            device.multiply(operand, x, dw, precision.name, transpose_a=True)
-        prefix = f"layers.{spec.index}."
-        gradients = {prefix + "weight": dw, prefix + "bias": db}
-        return LayerGradients(PackedSequences(tape.x.batch, dx, tape.x.per_step), gradients)
+            x_operand = operand_of(device, precision, x)
+            device.multiply(operand, x_operand, dw, precision.name, transpose_a=True)
+        gradients = dict(zip(self._names, (dw, db), strict=True))
+        return LayerGradients(PackedSequences(x.batch, dx, x.per_step), gradients)
 
     def _activate(self, a: DeviceArray) -> DeviceArray:
         """Activation of logits, to which the bias is added in place."""
@@ -497,7 +183,7 @@ _MASK_PRODUCT = {"y": symbol("x") * symbol("m")}
 
 
 @dataclass(frozen=True)
-class MaskTape:
+class MaskTape(LayerTape):
     """Values that the backward pass of dropout or flatten needs.
 
     Attributes
@@ -512,27 +198,45 @@ class MaskTape:
     mask: DeviceArray | None = None
 
 
-def dropout(
-    device: Device, spec: DropoutSpec, x: PackedSequences, training: TrainingPass | None
-) -> LayerResult:
-    """Set random values to 0 and scale the others in training; else the identity."""
-    if training is None:
-        return LayerResult(x)
-    if spec.rate == 0:
-        return LayerResult(x, tape=MaskTape(x))
-    batch = x.batch
-    mask = training.mask(spec, 0, x.shape, spec.rate)
-    if x.per_step:
-        n = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths
-        mask = mask[np.arange(batch.T) < n[:, None]]
-    device_mask = device.upload(np.ascontiguousarray(mask, dtype_name(x.values.dtype)))
-    output = _apply_mask(device, x, device_mask)
-    return LayerResult(output, tape=MaskTape(x, device_mask))
+@dataclass(frozen=True)
+class Dropout:
+    """A dropout layer: inverted dropout in training, the identity otherwise."""
 
+    spec: DropoutSpec
+    arrays: DeviceArrays
 
-def dropout_backward(device: Device, tape: MaskTape, d: PackedSequences) -> LayerGradients:
-    """Derivative for the values before dropout."""
-    return LayerGradients(d if tape.mask is None else _apply_mask(device, d, tape.mask))
+    def forward(
+        self,
+        x: PackedSequences,
+        lengths: Array | None = None,
+        state: State[DeviceArray | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[DeviceArray, PackedSequences]:
+        """`x`, in training times a mask."""
+        if training is None:
+            return LayerResult(x)
+        if self.spec.rate == 0:
+            return LayerResult(x, tape=MaskTape(x))
+        batch = x.batch
+        mask = training.mask(self.spec, 0, x.shape, self.spec.rate)
+        if x.per_step:
+            n = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths
+            mask = mask[np.arange(batch.T) < n[:, None]]
+        device = self.arrays.hardware
+        device_mask = device.upload(np.ascontiguousarray(mask, dtype_name(x.values.dtype)))
+        output = _apply_mask(device, x, device_mask)
+        return LayerResult(output, tape=MaskTape(x, device_mask))
+
+    def backward(
+        self, tape: LayerTape, d_output: PackedSequences | Array, *, d_logits: bool = False
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
+        """`d_output` times the mask of the forward pass."""
+        recorded = own_tape(tape, MaskTape)
+        d = self.arrays.pack_like(recorded.x, d_output, per_step=recorded.x.per_step)
+        mask = recorded.mask
+        return LayerGradients(d if mask is None else _apply_mask(self.arrays.hardware, d, mask))
 
 
 def _apply_mask(device: Device, x: PackedSequences, mask: DeviceArray) -> PackedSequences:
@@ -541,15 +245,51 @@ def _apply_mask(device: Device, x: PackedSequences, mask: DeviceArray) -> Packed
     return PackedSequences(x.batch, out, x.per_step)
 
 
-def flatten(device: Device, spec: FlattenSpec, x: PackedSequences) -> LayerResult:
-    """Flatten (N, T, F) to (N, steps * F), padded with zeros."""
-    y = PackedSequences(x.batch, pad_steps(device, x, spec.steps), per_step=False)
-    return LayerResult(y, tape=MaskTape(x))
+@dataclass(frozen=True)
+class Flatten:
+    """A layer from (N, T, F) to (N, steps * F), padded with zeros."""
+
+    spec: FlattenSpec
+    arrays: DeviceArrays
+
+    def forward(
+        self,
+        x: PackedSequences,
+        lengths: Array | None = None,
+        state: State[DeviceArray | Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[DeviceArray, PackedSequences]:
+        """The steps of each sequence, one after another."""
+        values = pad_steps(self.arrays.hardware, x, self.spec.steps)
+        return LayerResult(PackedSequences(x.batch, values, per_step=False), tape=MaskTape(x))
+
+    def backward(
+        self, tape: LayerTape, d_output: PackedSequences | Array, *, d_logits: bool = False
+    ) -> LayerGradients[DeviceArray, PackedSequences]:
+        """Derivative (N, steps * F) of the flattened values, back to the valid steps."""
+        x = own_tape(tape, MaskTape).x
+        d = self.arrays.pack_like(x, d_output, per_step=False)
+        values = unpad_steps(self.arrays.hardware, x.batch, d.values, self.spec.steps)
+        return LayerGradients(PackedSequences(x.batch, values))
 
 
-def flatten_backward(
-    device: Device, spec: FlattenSpec, tape: MaskTape, d: PackedSequences
-) -> LayerGradients:
-    """Derivative (N, steps * F) of the flattened values, back to the valid steps."""
-    values = unpad_steps(device, tape.x.batch, d.values, spec.steps)
-    return LayerGradients(PackedSequences(tape.x.batch, values))
+def make_layer(
+    spec: LayerSpec,
+    weights: Mapping[str, DeviceArray],
+    arrays: DeviceArrays,
+    kernels: RecurrenceKernels,
+) -> Layer[DeviceArray, PackedSequences]:
+    """The layer of a specification, with its tensors on the device by stored name."""
+    match spec:
+        case RecurrentSpec():
+            return Recurrent(spec, weights, arrays, kernels)
+        case DenseSpec():
+            return Dense(spec, weights, arrays)
+        case DropoutSpec():
+            return Dropout(spec, arrays)
+        case FlattenSpec():
+            return Flatten(spec, arrays)
+        case _:
+            assert_never(spec)

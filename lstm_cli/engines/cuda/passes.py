@@ -14,7 +14,7 @@ from lstm_cli.engines.cuda.batch import DeviceBatch, PackedSequences
 from lstm_cli.engines.cuda.runtime.device import Argument, Device, DeviceArray
 from lstm_cli.engines.cuda.weights import DirectionWeights
 from lstm_cli.engines.schedule import CellSchedule
-from lstm_cli.engines.types import TrainingPass
+from lstm_cli.engines.types import LayerTape, TrainingPass
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ DeviceState = tuple[DeviceArray, DeviceArray | None]
 
 
 @dataclass(frozen=True, eq=False)
-class RecurrentTape:
+class RecurrentTape(LayerTape):
     """Values of a layer's forward pass that its backward pass needs.
 
     Attributes

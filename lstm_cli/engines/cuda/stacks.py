@@ -25,11 +25,11 @@ from lstm_cli.cells import Cell
 from lstm_cli.engines.cuda.batch import PackedSequences
 from lstm_cli.engines.cuda.gradients import chunk_input_gradient, input_gradient
 from lstm_cli.engines.cuda.kernels import RecurrenceKernels
-from lstm_cli.engines.cuda.layers import PreparedRecurrent
 from lstm_cli.engines.cuda.passes import BackwardPass, DeviceState, ForwardPass, RecurrentTape
 from lstm_cli.engines.cuda.planning.plan import CLUSTER, GRID
 from lstm_cli.engines.cuda.planning.plan_search import CHUNK_SECONDS, pipeline_seconds
-from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, Event, EventInterval
+from lstm_cli.engines.cuda.recurrent import Recurrent
+from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray, EventInterval
 from lstm_cli.engines.cuda.time_chunks import (
     TimeChunk,
     backward_chunk,
@@ -38,6 +38,7 @@ from lstm_cli.engines.cuda.time_chunks import (
 )
 from lstm_cli.engines.types import (
     DropoutSpec,
+    Event,
     LayerGradients,
     LayerResult,
     LayerSpec,
@@ -245,13 +246,13 @@ class PipelinedStacks:
 
     def forward(
         self,
-        layers: Sequence[PreparedRecurrent],
+        layers: Sequence[Recurrent],
         x: PackedSequences,
         states: Sequence[DeviceState | None],
         *,
         return_gates: bool = False,
         training: TrainingPass | None = None,
-    ) -> list[LayerResult] | None:
+    ) -> list[LayerResult[DeviceArray, PackedSequences]] | None:
         """Result of each layer; None if the layers must run one after the other.
 
         A pipeline allocates the arrays of all layers at once. If memory is too small for that, it
@@ -282,10 +283,10 @@ class PipelinedStacks:
 
     def backward(
         self,
-        layers: Sequence[PreparedRecurrent],
+        layers: Sequence[Recurrent],
         tapes: Sequence[RecurrentTape],
         d_output: PackedSequences,
-    ) -> list[LayerGradients] | None:
+    ) -> list[LayerGradients[DeviceArray, PackedSequences]] | None:
         """Derivatives through each layer; None if the layers must run one after the other."""
         batch, specs = tapes[0].x.batch, [layer.spec for layer in layers]
         plan = self.plan(specs, batch.N, batch.longest, backward=True)
@@ -328,7 +329,7 @@ class PipelinedStacks:
         return self._limited_kernels[sm_limit][0]
 
 
-def _operand_buffer(layer: PreparedRecurrent, layer_pass: BackwardPass) -> DeviceArray | None:
+def _operand_buffer(layer: Recurrent, layer_pass: BackwardPass) -> DeviceArray | None:
     """Buffer for dz in the operand type; None if products take dz itself, or gathered rows."""
     backward_precision = layer.precision.backward
     if layer_pass.tape.x.batch.ragged:
@@ -355,7 +356,7 @@ class _PipelineRun:
     """
 
     device: Device
-    layers: Sequence[PreparedRecurrent]
+    layers: Sequence[Recurrent]
     kernels: Sequence[RecurrenceKernels]
     chunk_steps: int
     chunk_events: list[dict[int, Event]] = field(default_factory=list)

@@ -8,33 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from lstm_cli.cells import Cell
 from lstm_cli.cells.expression import Expression
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.jit.batch import explain
 from lstm_cli.engines.jit.codegen.elementwise import evaluate_elementwise, sum_elementwise
-from lstm_cli.engines.jit.layers import PreparedDense, PreparedRecurrent
+from lstm_cli.engines.jit.explanation import explain
+from lstm_cli.engines.jit.layers import Resources, make_layer
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
-from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspaces
-from lstm_cli.engines.jit.weights import PackingPlan, packing_plan, recurrent_weights
 from lstm_cli.engines.reference.arrays import HostArrays
-from lstm_cli.engines.reference.layers import dropout_forward, flatten_backward, flatten_forward
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
-    DenseSpec,
-    DropoutSpec,
-    LayerGradients,
-    LayerResult,
+    Layer,
+    Layers,
     LayerSpec,
     MachinePeaks,
     RecurrentSpec,
-    State,
-    TrainingPass,
     array_dtype,
     with_biases,
 )
@@ -78,83 +69,15 @@ class JitEngine(HostArrays):
             )
         self.dtype, self.threads = dtype, threads
         self.machine = machine or this_machine()
-        self._vector = self.machine.vector("double" if dtype == "float64" else "float")
-        self._workspaces, self._array_pool = Workspaces(), ArrayPool()
+        vector = self.machine.vector("double" if dtype == "float64" else "float")
+        self._resources = Resources(self.machine, vector, threads, dtype == "bfloat16")
 
-    def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """The layer with its weights, packed at first use. None for a layer without weights."""
+    def layer(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Layer[Array, Array]:
+        """The layer with its weights, which are packed at first use."""
         dtype = array_dtype(self)
         spec, weights = with_biases(spec, weights)
         tensors = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
-        if isinstance(spec, DenseSpec):
-            prefix = f"layers.{spec.index}."
-            weight, bias = tensors[prefix + "weight"], tensors[prefix + "bias"]
-            return PreparedDense(spec, weight, bias, self.machine, self._array_pool)
-        if isinstance(spec, RecurrentSpec):
-            packed = []
-            for d, cell in enumerate(spec.cells):
-                stored = {name: tensors[spec.prefix(d) + name] for name in cell.tensor_names}
-                plan = self._packing_plan(cell, spec.input_size)
-                packed.append(recurrent_weights(plan, stored, self._array_pool))
-            return PreparedRecurrent(spec, packed, self.machine, self._workspaces, self.threads)
-        return None
-
-    def _packing_plan(self, cell: Cell, input_size: int) -> PackingPlan:
-        bf16 = self.dtype == "bfloat16"
-        return packing_plan(cell, input_size, self._vector, self.machine, self.threads, bf16)
-
-    def forward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        x: Array,
-        lengths: Array | None,
-        state: State | None = None,
-        *,
-        return_gates: bool = False,
-        training: TrainingPass | None = None,
-    ) -> LayerResult:
-        """Run one layer over a batch; see `lstm_cli.engines.types.Engine`."""
-        if isinstance(spec, RecurrentSpec):
-            layer: PreparedRecurrent = prepared
-            if training is None:
-                return layer.forward(x, lengths, state, return_gates=return_gates)
-            if self.dtype == "bfloat16":
-                raise DeviceError(
-                    "the jit engine does not train in bfloat16, which is for inference only",
-                    hint="--dtype float32",
-                )
-            return layer.forward_training(x, lengths, state, training)
-        with np.errstate(all="ignore"):
-            if isinstance(spec, DenseSpec):
-                dense: PreparedDense = prepared
-                return dense.forward(x, lengths, self.threads)
-            if isinstance(spec, DropoutSpec):
-                return dropout_forward(spec, x, training)
-            return flatten_forward(spec, x, lengths)
-
-    def backward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        tape: Any,
-        d_output: Array,
-        *,
-        d_logits: bool = False,
-    ) -> LayerGradients:
-        """Derivatives through one layer; see `lstm_cli.engines.types.Engine`."""
-        with np.errstate(all="ignore"):
-            if isinstance(spec, RecurrentSpec):
-                layer: PreparedRecurrent = prepared
-                return layer.backward(tape, d_output)
-            if isinstance(spec, DenseSpec):
-                dense: PreparedDense = prepared
-                return dense.backward(
-                    tape, d_output, self._workspaces, self.threads, d_logits=d_logits
-                )
-            if isinstance(spec, DropoutSpec):
-                return LayerGradients(d_output if tape is None else d_output * tape)
-            return flatten_backward(tape, d_output)
+        return make_layer(spec, tensors, self._resources)
 
     def evaluate(
         self,
@@ -170,17 +93,22 @@ class JitEngine(HostArrays):
         return sum_elementwise(root, values, self.machine, self.threads)
 
     def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
-        """Measured peaks of the machine; see `lstm_cli.engines.types.MeasurableEngine`."""
+        """Measured peaks of the machine; see `lstm_cli.engines.types.Engine`."""
         from lstm_cli.engines.jit.runtime.peaks import measure
 
-        element = "bfloat" if self.dtype == "bfloat16" else self._vector.element
+        element = "bfloat" if self.dtype == "bfloat16" else self._resources.vector.element
         return measure(self.machine, self.threads, element, sizes)
 
     def explain(
-        self, spec: RecurrentSpec, N: int, T: int, *, training: bool = False
-    ) -> Explanation:
-        """Kernels and threads for a layer; see `lstm_cli.engines.explanation.ExplainingEngine`."""
-        return explain(self._packing_plan(spec.cells[0], spec.input_size), spec, N, T)
+        self, layers: Layers, N: int, T: int, *, training: bool = False
+    ) -> Mapping[int, Explanation]:
+        """Kernels and threads of recurrent layers; see `lstm_cli.engines.types.Engine`."""
+        plan = self._resources.packing_plan
+        return {
+            spec.index: explain(plan(spec.cells[0], spec.input_size), spec, N, T)
+            for spec in layers
+            if isinstance(spec, RecurrentSpec)
+        }
 
     @property
     def kernels_title(self) -> str:
@@ -191,7 +119,7 @@ class JitEngine(HostArrays):
     @property
     def workspace_bytes(self) -> int:
         """Bytes of idle workspaces and idle pooled arrays, without the weights."""
-        return self._workspaces.bytes + self._array_pool.bytes
+        return self._resources.workspaces.bytes + self._resources.array_pool.bytes
 
 
 @lru_cache(maxsize=256)

@@ -1,14 +1,16 @@
-"""Layers prepared for this machine: recurrent layers in all directions, and dense layers.
+"""Layers of kernels for this machine: recurrent layers in all directions, and dense layers.
 
-Start at `PreparedRecurrent.forward`; `batch.thread_sharing` decides how threads share the work.
+Start at `Recurrent.forward`; `batch.thread_sharing` decides how threads share the work. Dropout
+and flatten layers are those of the reference engine.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import assert_never
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from lstm_cli.cells.expression import symbol
 from lstm_cli.engines import schedule
 from lstm_cli.engines.jit.backward import BackwardPass, backward_kernel
 from lstm_cli.engines.jit.batch import RowGroups, group_rows, step_work, thread_sharing
+from lstm_cli.engines.jit.codegen.ir import VectorType
 from lstm_cli.engines.jit.codegen.matmul import (
     Matmul,
     MemoryRows,
@@ -39,24 +42,42 @@ from lstm_cli.engines.jit.forward import (
 )
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ArrayPool, Workspace, Workspaces
-from lstm_cli.engines.jit.weights import RecurrentWeights
-from lstm_cli.engines.reference.layers import DenseTape, softmax, through_activation
+from lstm_cli.engines.jit.weights import (
+    PackingPlan,
+    RecurrentWeights,
+    packing_plan,
+    recurrent_weights,
+)
+from lstm_cli.engines.reference.layers import (
+    DenseTape,
+    Dropout,
+    Flatten,
+    softmax,
+    through_activation,
+)
 from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import (
     DIRECTIONS,
     Array,
     DenseSpec,
+    DropoutSpec,
+    FlattenSpec,
+    Layer,
     LayerGradients,
     LayerResult,
+    LayerSpec,
+    LayerTape,
     RecurrentSpec,
     State,
     TrainingPass,
+    own_tape,
 )
+from lstm_cli.errors import DeviceError
 
 
 @dataclass
-class RecurrentTape:
+class RecurrentTape(LayerTape):
     """Forward values for a recurrent layer's backward pass, one list item per direction.
 
     Attributes
@@ -76,38 +97,70 @@ class RecurrentTape:
     dropout_mask: Array | None
 
 
-class PreparedRecurrent:
+@dataclass(frozen=True, eq=False)
+class Resources:
+    """Machine, dtype and memory that the layers of one engine share.
+
+    Attributes
+    ----------
+    vector
+        Full vector of the machine in the engine's dtype.
+    threads
+        Largest number of threads to use.
+    bf16
+        True: recurrent layers multiply in bfloat16.
+    workspaces, array_pool
+        Sources of workspaces, and of the memory for panels and gradients.
+    """
+
+    machine: Machine
+    vector: VectorType
+    threads: int
+    bf16: bool
+    workspaces: Workspaces = field(default_factory=Workspaces)
+    array_pool: ArrayPool = field(default_factory=ArrayPool)
+
+    def packing_plan(self, cell: Cell, input_size: int) -> PackingPlan:
+        """Packing of the matrices of a cell that reads D = `input_size` features."""
+        return packing_plan(cell, input_size, self.vector, self.machine, self.threads, self.bf16)
+
+
+class Recurrent:
     """A recurrent layer with its packed weights.
 
     Parameters
     ----------
-    weights
-        Weights of each direction.
-    workspaces
-        Source of workspaces.
-    threads
-        Largest number of threads to use.
+    tensors
+        Tensors by stored name, contiguous.
     """
 
     def __init__(
-        self,
-        spec: RecurrentSpec,
-        weights: Sequence[RecurrentWeights],
-        machine: Machine,
-        workspaces: Workspaces,
-        threads: int,
+        self, spec: RecurrentSpec, tensors: Mapping[str, Array], resources: Resources
     ) -> None:
-        self.spec, self.weights, self.machine = spec, weights, machine
-        self.workspaces, self.threads = workspaces, threads
-        self._work, recurrent = step_work(spec, weights[0].vector.bits // 8)
-        self._fits = recurrent <= machine.cache // 2
+        self.spec, self.machine = spec, resources.machine
+        self.workspaces, self.threads = resources.workspaces, resources.threads
+        self.weights: list[RecurrentWeights] = []
+        for d, cell in enumerate(spec.cells):
+            stored = {name: tensors[spec.prefix(d) + name] for name in cell.tensor_names}
+            plan = resources.packing_plan(cell, spec.input_size)
+            self.weights.append(recurrent_weights(plan, stored, resources.array_pool))
+        self._work, recurrent = step_work(spec, resources.vector.bits // 8)
+        self._fits = recurrent <= self.machine.cache // 2
         self._inference = [schedule.inference(cell) for cell in spec.cells]
         self._purposes = [(spec.prefix(d), False) for d in range(spec.directions)]
 
     def forward(
-        self, x: Array, lengths: Array | None, state: State | None, *, return_gates: bool
-    ) -> LayerResult:
-        """Run every direction over the batch; see `lstm_cli.engines.types.Engine`."""
+        self,
+        x: Array,
+        lengths: Array | None,
+        state: State[Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[Array, Array]:
+        """Run every direction over the batch; see `lstm_cli.engines.types.Layer`."""
+        if training is not None:
+            return self._forward_training(x, lengths, state, training)
         spec, x = self.spec, _contiguous_steps(x)
         threads, rows = self._share_rows(x, lengths)
         y = self._output(x, lengths)
@@ -128,10 +181,15 @@ class PreparedRecurrent:
         timing = {"input projection": input_seconds, "recurrence": seconds}
         return LayerResult(output, _stack_states(finals), gates, seconds=timing)
 
-    def forward_training(
-        self, x: Array, lengths: Array | None, state: State | None, training: TrainingPass
-    ) -> LayerResult:
-        """Run as `forward` does, with dropout, and record a tape for `backward`."""
+    def _forward_training(
+        self, x: Array, lengths: Array | None, state: State[Array] | None, training: TrainingPass
+    ) -> LayerResult[Array, Array]:
+        """Run with dropout, and record a tape for `backward`."""
+        if self.weights[0].bf16:
+            raise DeviceError(
+                "the jit engine does not train in bfloat16, which is for inference only",
+                hint="--dtype float32",
+            )
         spec, dropout_mask = self.spec, None
         if spec.dropout:
             dropout_mask = training.mask(spec, 0, x.shape, spec.dropout).astype(x.dtype)
@@ -188,8 +246,14 @@ class PreparedRecurrent:
         rate = self.spec.recurrent_dropout
         return training.mask(self.spec, 1 + d, (N, cell.output_size), rate) if rate else None
 
-    def backward(self, tape: RecurrentTape, d_output: Array) -> LayerGradients:
+    def backward(
+        self, tape: LayerTape, d_output: Array, *, d_logits: bool = False
+    ) -> LayerGradients[Array, Array]:
         """Derivatives for the input, every tensor, and the initial states."""
+        with np.errstate(all="ignore"):
+            return self._backward(own_tape(tape, RecurrentTape), d_output)
+
+    def _backward(self, tape: RecurrentTape, d_output: Array) -> LayerGradients[Array, Array]:
         spec, P = self.spec, self.spec.cells[0].output_size
         x = tape.inputs[0].x
         full = tape.lengths is None or bool((tape.lengths == x.shape[1]).all())
@@ -223,7 +287,7 @@ def _contiguous_steps(x: Array) -> Array:
     return np.array(x, order="C")
 
 
-def _direction_states(state: State | None, d: int) -> tuple[Array | None, ...]:
+def _direction_states(state: State[Array] | None, d: int) -> tuple[Array | None, ...]:
     if state is None:
         return None, None
     return tuple(None if part is None else part[:, d] for part in state)
@@ -263,7 +327,7 @@ def _last_output(finals: list[tuple[Array, ...]], T: int, lengths: Array | None)
     return np.where(has_steps[:, None], y, np.zeros((), y.dtype))
 
 
-def _stack_states(finals: Sequence[tuple[Array, ...]]) -> State:
+def _stack_states(finals: Sequence[tuple[Array, ...]]) -> State[Array]:
     """Stack each direction's states (N, size) to (N, directions, size)."""
     if len(finals) == 1:
         stacked = [part[:, None] for part in finals[0]]
@@ -272,38 +336,47 @@ def _stack_states(finals: Sequence[tuple[Array, ...]]) -> State:
     return stacked[0], stacked[1] if len(stacked) > 1 else None
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedDense:
+class Dense:
     """A dense layer with its packed weights.
 
-    Attributes
+    Parameters
     ----------
-    weight, bias
-        (units, D) and (units,) as stored, contiguous.
-    array_pool
-        Source of the memory for panels and gradients.
+    tensors
+        Weight (units, D) and bias (units,) by stored name, contiguous.
     """
 
-    spec: DenseSpec
-    weight: Array
-    bias: Array
-    machine: Machine
-    array_pool: ArrayPool
-    _packed: dict[str, PackedMatrix] = field(default_factory=dict)
+    def __init__(self, spec: DenseSpec, tensors: Mapping[str, Array], resources: Resources) -> None:
+        self.spec, self.machine, self.threads = spec, resources.machine, resources.threads
+        self.workspaces, self.array_pool = resources.workspaces, resources.array_pool
+        self._names = tuple(spec.parameters())
+        self.weight, self.bias = (tensors[name] for name in self._names)
+        self._packed: dict[str, PackedMatrix] = {}
 
-    def forward(self, x: Array, lengths: Array | None, threads: int) -> LayerResult:
+    def forward(
+        self,
+        x: Array,
+        lengths: Array | None,
+        state: State[Array] | None = None,
+        *,
+        return_gates: bool = False,
+        training: TrainingPass | None = None,
+    ) -> LayerResult[Array, Array]:
         """Apply the layer to every step (N, T, D) or (N, D); past a sequence's end 0."""
+        with np.errstate(all="ignore"):
+            return self._forward(x, lengths)
+
+    def _forward(self, x: Array, lengths: Array | None) -> LayerResult[Array, Array]:
         start, setup_before = perf_counter(), total_setup_seconds()
         spec, M = self.spec, x.size // self.spec.input_size
         flat = np.ascontiguousarray(x).reshape(M, spec.input_size)
         logits = np.empty((M, spec.units), x.dtype)
         y = logits if spec.activation is None else np.empty_like(logits)
-        weights = self._pack("forward", self.weight, self.bias, threads)
+        weights = self._pack("forward", self.weight, self.bias)
         root = None if spec.activation is None else spec.activation(symbol("a"))
         kernel = matmul_kernel(weights.columns.split, root, self.machine)
         sums = None if root is None else MemoryRows.of(logits)
         product = Matmul(M, MemoryRows.of(flat), weights, MemoryRows.of(y), sums)
-        run_matmul(kernel, product, threads)
+        run_matmul(kernel, product, self.threads)
         if spec.activation is None:
             y = softmax(logits)
         shape = (*x.shape[:-1], spec.units)
@@ -315,24 +388,24 @@ class PreparedDense:
         return LayerResult(y, logits=logits, seconds=seconds, tape=DenseTape(x, logits, y))
 
     def backward(
-        self,
-        tape: DenseTape,
-        d_output: Array,
-        workspaces: Workspaces,
-        threads: int,
-        *,
-        d_logits: bool,
-    ) -> LayerGradients:
+        self, tape: LayerTape, d_output: Array, *, d_logits: bool = False
+    ) -> LayerGradients[Array, Array]:
         """Derivatives for input, weight and bias; `d_output` is 0 past a sequence's end."""
+        recorded = own_tape(tape, DenseTape)
+        with np.errstate(all="ignore"):
+            d = d_output if d_logits else through_activation(self.spec, recorded, d_output)
+            return self._backward(recorded, d)
+
+    def _backward(self, tape: DenseTape, d: Array) -> LayerGradients[Array, Array]:
+        """Derivatives from those for the values before the activation."""
         spec = self.spec
-        d = d_output if d_logits else through_activation(spec, tape, d_output)
         flat = np.ascontiguousarray(d, tape.x.dtype).reshape(-1, spec.units)
         x = np.ascontiguousarray(tape.x).reshape(-1, spec.input_size)
         dx = self.array_pool.shaped(x.shape, x.dtype)
-        packed = self._pack("backward", self.weight.T, None, threads)
+        packed = self._pack("backward", self.weight.T, None)
         kernel = matmul_kernel(packed.columns.split, machine=self.machine)
         product = Matmul(len(x), MemoryRows.of(flat), packed, MemoryRows.of(dx))
-        run_matmul(kernel, product, threads)
+        run_matmul(kernel, product, self.threads)
         gradient = WeightGradient(
             steps=len(x),
             dz=MemoryRows.of(flat),
@@ -344,14 +417,33 @@ class PreparedDense:
         )
         element = "float" if x.itemsize == 4 else "double"
         gradient_kernel = weight_gradient_kernel(spec.input_size, element, self.machine)
-        workspace = workspaces.acquire("dense")
-        run_weight_gradient(gradient_kernel, gradient, workspace, threads)
-        workspaces.release("dense", workspace)
-        prefix = f"layers.{spec.index}."
-        tensors = {prefix + "weight": gradient.out, prefix + "bias": np.asarray(gradient.bias)}
+        workspace = self.workspaces.acquire("dense")
+        run_weight_gradient(gradient_kernel, gradient, workspace, self.threads)
+        self.workspaces.release("dense", workspace)
+        weight, bias = self._names
+        tensors = {weight: gradient.out, bias: np.asarray(gradient.bias)}
         return LayerGradients(dx.reshape(tape.x.shape), tensors)
 
-    def _pack(self, name: str, matrix: Array, init: Array | None, threads: int) -> PackedMatrix:
+    def _pack(self, name: str, matrix: Array, init: Array | None) -> PackedMatrix:
         if name not in self._packed:
-            self._packed[name] = pack_matrix(matrix, init, self.machine, threads, self.array_pool)
+            self._packed[name] = pack_matrix(
+                matrix, init, self.machine, self.threads, self.array_pool
+            )
         return self._packed[name]
+
+
+def make_layer(
+    spec: LayerSpec, tensors: Mapping[str, Array], resources: Resources
+) -> Layer[Array, Array]:
+    """The layer of a specification, with its tensors by stored name."""
+    match spec:
+        case RecurrentSpec():
+            return Recurrent(spec, tensors, resources)
+        case DenseSpec():
+            return Dense(spec, tensors, resources)
+        case DropoutSpec():
+            return Dropout(spec)
+        case FlattenSpec():
+            return Flatten(spec)
+        case _:
+            assert_never(spec)

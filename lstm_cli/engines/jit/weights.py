@@ -16,7 +16,7 @@ from lstm_cli.engines.jit.codegen.packing import MatrixLayout, PackedMatrix, Pan
 from lstm_cli.engines.jit.codegen.tile import Columns, split_columns
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import ArrayPool, aligned
-from lstm_cli.engines.reference.step import DirectionWeights
+from lstm_cli.engines.reference.weights import DirectionWeights
 from lstm_cli.engines.schedule import stages
 from lstm_cli.engines.types import Array
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, Program
+from lstm_cli.engines.feed import HostFeed
 from lstm_cli.engines.types import Array, Deferred, RowsLoss, Values
 
 CHUNK = 1 << 16
@@ -21,6 +22,12 @@ _FEW_CLASSES = 32
 
 class HostArrays(ABC):
     """`lstm_cli.engines.types.ArrayOperations` of an engine whose arrays are NumPy arrays."""
+
+    accelerator = None
+
+    def feed(self) -> HostFeed:
+        """The feed that copies nothing."""
+        return HostFeed()
 
     def from_device_array(self, array: Any) -> Any:
         """Always None, since the engine has no memory but NumPy's."""

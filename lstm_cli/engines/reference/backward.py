@@ -16,7 +16,8 @@ from lstm_cli.cells import Cell, trace
 from lstm_cli.cells.cell import PROJECTED, Stage
 from lstm_cli.cells.expression import Program
 from lstm_cli.cells.gradient import backward
-from lstm_cli.engines.reference.step import DirectionWeights, TrainingStep
+from lstm_cli.engines.reference.step import TrainingStep
+from lstm_cli.engines.reference.weights import DirectionWeights
 from lstm_cli.engines.types import Array
 
 

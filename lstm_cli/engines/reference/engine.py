@@ -7,40 +7,23 @@ One product projects the inputs of many steps. The recurrence takes a product pe
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.reference.arrays import NumpyElementwise
-from lstm_cli.engines.reference.layers import (
-    PreparedDense,
-    dense_backward,
-    dense_forward,
-    dropout_forward,
-    flatten_backward,
-    flatten_forward,
-)
-from lstm_cli.engines.reference.recurrent import (
-    RecurrentBatch,
-    recurrent_backward,
-    recurrent_forward,
-)
-from lstm_cli.engines.reference.step import DirectionWeights
+from lstm_cli.engines.reference.layers import make_layer
 from lstm_cli.engines.threads import allowed_threads
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
-    DenseSpec,
-    DropoutSpec,
-    LayerGradients,
-    LayerResult,
+    Layer,
+    Layers,
     LayerSpec,
-    RecurrentSpec,
-    State,
-    TrainingPass,
     with_biases,
 )
 from lstm_cli.errors import DeviceError
@@ -78,6 +61,7 @@ class ReferenceEngine(NumpyElementwise):
     device = "cpu"
     bits_ignore_threads = False
     kernels_title = f"NumPy {np.__version__}"
+    workspace_bytes = None
 
     def __init__(
         self, dtype: str = "float32", threads: int | None = None, *, by_gate: bool = False
@@ -99,71 +83,30 @@ class ReferenceEngine(NumpyElementwise):
             self._blas = ThreadpoolController()
             self._blas_limit = min(threads, allowed_threads())
 
-    def prepare(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Any:
-        """Contiguous weights in this engine's dtype, for a recurrent layer a list by direction."""
+    def layer(self, spec: LayerSpec, weights: Mapping[str, Array]) -> Layer[Array, Array]:
+        """The layer with contiguous weights in this engine's dtype."""
         spec, weights = with_biases(spec, weights)
         tensors = {
             name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()
         }
-        if isinstance(spec, DenseSpec):
-            prefix = f"layers.{spec.index}."
-            return PreparedDense(tensors[prefix + "weight"], tensors[prefix + "bias"])
-        if isinstance(spec, RecurrentSpec):
-            return [
-                DirectionWeights.from_tensors(
-                    cell, {k: tensors[spec.prefix(d) + k] for k in cell.tensor_names}
-                )
-                for d, cell in enumerate(spec.cells)
-            ]
-        return None
+        return make_layer(spec, tensors, self._blas_threads, by_gate=self.by_gate)
 
-    def forward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        x: Array,
-        lengths: Array | None,
-        state: State | None = None,
-        *,
-        return_gates: bool = False,
-        training: TrainingPass | None = None,
-    ) -> LayerResult:
-        """Forward pass of one layer; see `lstm_cli.engines.types.Engine`."""
-        with self._blas_threads(_product_size(spec, x)), np.errstate(all="ignore"):
-            if isinstance(spec, RecurrentSpec):
-                batch = RecurrentBatch(x, lengths, state, return_gates, self.by_gate, training)
-                return recurrent_forward(spec, prepared, batch)
-            if isinstance(spec, DenseSpec):
-                return dense_forward(spec, prepared, x, lengths)
-            if isinstance(spec, DropoutSpec):
-                return dropout_forward(spec, x, training)
-            return flatten_forward(spec, x, lengths)
+    def explain(
+        self, layers: Layers, N: int, T: int, *, training: bool = False
+    ) -> Mapping[int, Explanation]:
+        """Nothing: there is only one way to compute a layer."""
+        return {}
 
-    def backward(
-        self,
-        spec: LayerSpec,
-        prepared: Any,
-        tape: Any,
-        d_output: Array,
-        *,
-        d_logits: bool = False,
-    ) -> LayerGradients:
-        """Derivatives through one layer; see `lstm_cli.engines.types.Engine`."""
-        with self._blas_threads(_product_size(spec, d_output)), np.errstate(all="ignore"):
-            if isinstance(spec, RecurrentSpec):
-                return recurrent_backward(spec, prepared, tape, d_output)
-            if isinstance(spec, DenseSpec):
-                return dense_backward(spec, prepared, tape, d_output, d_logits=d_logits)
-            if isinstance(spec, DropoutSpec):
-                return LayerGradients(d_output if tape is None else d_output * tape)
-            return flatten_backward(tape, d_output)
+    def measure_peaks(self, sizes: Sequence[int] = ()) -> None:
+        """Always None, since NumPy's peak rates are not measured."""
 
-    def _blas_threads(self, size: float) -> Any:
+    def _blas_threads(self, multiply_adds: float) -> AbstractContextManager[object]:
         """Context in which BLAS uses this engine's threads, or one for a small product."""
         if self._blas is None:
             return nullcontext()
-        threads = self._blas_limit if size >= THREADED_PRODUCT else 1
-        return self._blas.limit(limits=threads, user_api="blas")
+        threads = self._blas_limit if multiply_adds >= THREADED_PRODUCT else 1
+        limited: AbstractContextManager[object] = self._blas.limit(limits=threads, user_api="blas")
+        return limited
 
 
 @lru_cache(maxsize=1)
@@ -183,11 +126,3 @@ def _claim_buffer() -> None:
         raise MemoryError("matrices cannot be multiplied") from error
     square = np.ones((128, 128), np.float32)  # smaller products need no buffer
     square @ square
-
-
-def _product_size(spec: LayerSpec, x: Array) -> float:
-    """Multiply-adds of the product that a layer computes most often."""
-    if isinstance(spec, RecurrentSpec):
-        cell = spec.cells[0]
-        return float(len(x) * len(cell.gates) * cell.hidden_size * cell.output_size)
-    return float(x.size * spec.output_size) if isinstance(spec, DenseSpec) else 0.0

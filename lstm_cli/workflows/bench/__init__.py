@@ -45,14 +45,13 @@ from lstm_cli.workflows.bench.results import (
     geometric_mean,
 )
 from lstm_cli.workflows.bench.sizes import DEFAULT_SIZES, GridSize, grid, one_lstm
-from lstm_cli.workflows.bench.workload import Accelerated, without_dropout
+from lstm_cli.workflows.bench.workload import without_dropout
 
 __all__ = [
     "DEFAULT_SIZES",
     "MODES",
     "PEERS",
     "WORK",
-    "Accelerated",
     "Baseline",
     "BaselineComparison",
     "BaselineError",

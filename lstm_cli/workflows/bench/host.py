@@ -13,9 +13,8 @@ from pathlib import Path
 from time import perf_counter
 
 from lstm_cli.engines.threads import default_threads
-from lstm_cli.engines.types import Engine, MeasurableEngine
+from lstm_cli.engines.types import Engine
 from lstm_cli.workflows.bench.peers import Peer
-from lstm_cli.workflows.bench.workload import Accelerated
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
@@ -65,9 +64,9 @@ def machine(
         "numpy": np.__version__,
     }
     accelerator = ""
-    if engine is not None and isinstance(engine, Accelerated):
-        accelerator = engine.hardware.title
-        versions |= getattr(engine.hardware, "versions", {})
+    if engine is not None and engine.accelerator is not None:
+        accelerator = engine.accelerator.title
+        versions |= engine.accelerator.versions
     for peer in peers:
         versions |= peer.versions
     return MachineInfo(
@@ -150,8 +149,7 @@ class MemoryUse:
 
 def memory(engine: Engine) -> MemoryUse:
     """Memory that this process and the engine have used so far."""
-    workspace = engine.workspace_bytes if isinstance(engine, MeasurableEngine) else None
-    return MemoryUse(peak_memory(), workspace)
+    return MemoryUse(peak_memory(), engine.workspace_bytes)
 
 
 def peak_memory() -> int | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lstm_cli.engines.explanation import ExplainingEngine, Explanation, StackExplainingEngine
-from lstm_cli.engines.types import Engine, LayerSpec, MachinePeaks, MeasurableEngine, RecurrentSpec
+from lstm_cli.engines.explanation import Explanation
+from lstm_cli.engines.types import Engine, LayerSpec, MachinePeaks, RecurrentSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 from lstm_cli.workflows.bench.peers import Peer
 from lstm_cli.workflows.bench.protocol import Samples, interleave
@@ -209,7 +209,8 @@ def _ratio(samples: Samples, k: int) -> float:
 
 def roofline_limits(engine: Engine, reads: Mapping[int, int]) -> tuple[MachinePeaks, ...]:
     """The machine's measured limits for matrices of these bytes; empty without a measurement."""
-    return (engine.measure_peaks(tuple(reads)),) if isinstance(engine, MeasurableEngine) else ()
+    peaks = engine.measure_peaks(tuple(reads))
+    return () if peaks is None else (peaks,)
 
 
 def roofline_shares(
@@ -275,11 +276,7 @@ def _explain_size(
     size, training = result.size, result.mode == "train"
     N, T = size.batch, size.steps
     recurrent = [spec for spec in layers if isinstance(spec, RecurrentSpec)]
-    by_index: dict[int, Explanation] = {}
-    if isinstance(engine, StackExplainingEngine):
-        by_index |= engine.explain_layers(layers, N, T, training=training)
-    elif isinstance(engine, ExplainingEngine):
-        by_index |= {s.index: engine.explain(s, N, T, training=training) for s in recurrent}
+    by_index = engine.explain(layers, N, T, training=training)
     explanations = tuple(
         LayerExplanation(f"{s.index} {s.kind}", by_index[s.index])
         for s in recurrent

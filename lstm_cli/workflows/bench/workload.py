@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
-from lstm_cli.engines.cuda.runtime.device import Device
 from lstm_cli.engines.threads import default_threads
-from lstm_cli.engines.types import Array, DropoutSpec, Engine, Layers, LayerSpec, RecurrentSpec
+from lstm_cli.engines.types import (
+    Array,
+    DropoutSpec,
+    Engine,
+    Layers,
+    LayerSpec,
+    RecurrentSpec,
+)
 from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.training.losses import Criterion, loss_for
@@ -199,7 +205,7 @@ class ForwardWorkload:
 
     def _candidate(self, name: str, title: str, lengths: Array | None) -> Candidate:
         engine, network = self._engine, self._network
-        x = to_device(engine, self._x)
+        x = engine.feed().place(self._x)
 
         def call() -> Any:
             return network.run(x, lengths).outputs
@@ -387,7 +393,8 @@ class LstmCliTrainable:
 
     def to_device(self, x: Array, targets: Array) -> tuple[Any, Any]:
         """Inputs and targets in the engine's memory."""
-        return to_device(self._engine, x), to_device(self._engine, targets)
+        feed = self._engine.feed()
+        return feed.place(x), feed.place(targets)
 
     def step(self, x: Any, targets: Any) -> float:
         """Make one update and return the loss before it.
@@ -422,30 +429,15 @@ def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.array(value) for name, value in arrays.items()}
 
 
-@runtime_checkable
-class Accelerated(Protocol):
-    """An engine whose arrays are in the memory of a GPU."""
-
-    @property
-    def hardware(self) -> Device:
-        """The device."""
-
-
-def to_device(engine: Engine, array: Array) -> Any:
-    """The array in the memory that the engine computes in."""
-    return engine.hardware.upload(array) if isinstance(engine, Accelerated) else array
-
-
 def engine_clock(engine: Engine) -> Clock:
     """The clock that times the engine's work."""
-    return DeviceClock(engine.hardware) if isinstance(engine, Accelerated) else WALL
+    return WALL if engine.accelerator is None else DeviceClock(engine.accelerator)
 
 
 def peer_setting(engine: Engine, dtype: str | None = None) -> ComputeSetting:
     """The engine's device, threads and dtype for a peer; `dtype` replaces the engine's."""
-    # Tests run GPU kernels on the CPU; their peers compute on the CPU too.
-    is_shim = isinstance(engine, Accelerated) and engine.hardware.architecture == "host"
-    device = "cpu" if is_shim else engine.device
+    # Tests run GPU kernels on the device `host`, which is the CPU to peers.
+    device = engine.device if engine.device.startswith("cuda") else "cpu"
     return ComputeSetting(engine.threads or default_threads(), device, dtype or engine.dtype)
 
 

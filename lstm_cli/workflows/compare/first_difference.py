@@ -253,11 +253,11 @@ def _layer_results(
     """Yield every layer with weights and its result, and at the end None and the outputs."""
     x, lengths = network.check(batch.x, batch.lengths)
     y, engine, steps = network.engine.from_padded(x, lengths), network.engine, x.shape[1]
-    for spec, prepared in network.prepared():
-        result = engine.forward(spec, prepared, y, lengths, return_gates=True)
+    for layer in network.engine_layers:
+        result = layer.forward(y, lengths, return_gates=True)
         y = result.output
-        if spec.parameters():
-            yield spec, result, lengths
+        if layer.spec.parameters():
+            yield layer.spec, result, lengths
     outputs = network.without_empty(engine.to_host(y), steps, lengths)
     yield None, LayerResult(outputs), lengths
 

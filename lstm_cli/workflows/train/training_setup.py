@@ -197,19 +197,16 @@ class TrainingSetup:
 
     @contextmanager
     def source(self) -> Iterator[TrainingSource]:
-        """Open the source of training batches, with prefetch where a GPU computes."""
-        engine = self.network.engine
+        """Open the source of training batches, which reads ahead where that pays."""
         dtype = self._dtype(self.data)
         source = DatasetSource(self._sampler, dtype, self.per_step, self.targets)
-        device = getattr(engine, "hardware", None)
         # Truncation and micro-batches cut NumPy arrays.
-        divided = self.train.truncate is not None or self.train.micro_batches > 1
-        if device is None or divided:
+        if self.train.truncate is not None or self.train.micro_batches > 1:
             yield source
             return
         from lstm_cli.workflows.pipeline import PrefetchingSource
 
-        with PrefetchingSource(source, device) as prefetching:
+        with PrefetchingSource(source, self.network.engine.feed()) as prefetching:
             yield prefetching
 
     def check_classes(self) -> None:

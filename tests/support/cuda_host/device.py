@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class HostDevice:
     """
 
     name, title, architecture = "host", "host", "host"
+    versions: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,

@@ -283,15 +283,15 @@ def test_every_engine_names_the_same_place(kind, dtype, training):
 def test_where_the_reference_engine_finds_nothing_the_own_one_is_named():
     specs = (networks.recurrent("lstm", 5, D), DenseSpec(1, 5, F, Activation("identity")))
     network = Network(specs, networks.random_weights(specs), create_engine("jit", "cpu"))
-    forward = network.engine.forward
+    layer = network.engine_layers[0]
+    forward = layer.forward
 
-    def broken(spec, *args, **options):
-        result = forward(spec, *args, **options)
-        if spec.index == 0:
-            result.gates["forward"]["c"][2, 1, 3] = np.inf
+    def broken(*args, **options):
+        result = forward(*args, **options)
+        result.gates["forward"]["c"][2, 1, 3] = np.inf
         return result
 
-    network.engine.forward = broken
+    layer.forward = broken
     actual = first_nonfinite(network, batch()[0], LENGTHS, None)
     assert (actual.row, actual.step, actual.layer) == (2, 1, 0)
     assert "inf in state c of layer 0 (lstm), unit 3; on jit, float32 alone" in actual.what

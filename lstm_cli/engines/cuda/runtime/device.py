@@ -16,6 +16,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_cli.engines.types import Event
+
 Array: TypeAlias = NDArray[Any]
 DeviceArray: TypeAlias = Any
 """Array in the device's memory. It offers `shape`, `dtype`, `strides`, `size`, `nbytes`, `ndim`,
@@ -79,16 +81,6 @@ class Kernel(Protocol):
 
     def resident(self, launch: Launch) -> int:
         """Count the blocks that can run at the same time on the whole device."""
-
-
-class Event(Protocol):
-    """A point in the work of a stream."""
-
-    def seconds_since(self, earlier: Any) -> float:
-        """Seconds between two events; waits for this one."""
-
-    def wait(self) -> None:
-        """Wait until all work before the event is done."""
 
 
 class Device(Protocol):
@@ -214,6 +206,10 @@ class Device(Protocol):
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Kernel]:
         """Compile the kernels `names` of a source, or load them from the kernel cache."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Versions of driver and libraries, by name."""
 
     def record_event(self) -> Event:
         """Record an event after all earlier work of the current stream."""

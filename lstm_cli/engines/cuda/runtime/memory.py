@@ -10,8 +10,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray, Event, is_host_array
+from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray, is_host_array
+from lstm_cli.engines.feed import Feed, Upload
+from lstm_cli.engines.types import Event
 from lstm_cli.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 DEVICE_TO_HOST = 2  # of cudaMemcpyKind
 
 PINNED_BUFFERS = 2
-"""Number of pinned buffers that `Uploader.upload` uses in turn."""
+"""Number of pinned buffers that `DeviceFeed.upload` uses in turn."""
 
 DLPACK_CUDA_DEVICE = 2
 """kDLCUDA, of DLPack."""
@@ -81,23 +84,31 @@ def copy_rows_to_host(gpu: Gpu, array: DeviceArray, target: int, stream: int) ->
 
 
 @dataclass(frozen=True, eq=False)
-class Upload:
+class DeviceUpload(Upload[DeviceArray]):
     """An array whose copy to the device has started; the benefit of the overlap is unmeasured.
 
     Attributes
     ----------
     array
-        Array on the device. Call `Uploader.wait_for` before other work reads it.
+        Array on the device. Other work reads the result of `ready`.
     start, end
         Events around the copy.
     source
         Pinned memory that is copied. This reference keeps it until the copy ends.
+    device
+        The device.
     """
 
     array: DeviceArray
     start: Event
     end: Event
     source: Array
+    device: Device
+
+    def ready(self) -> DeviceArray:
+        """Let later work wait for the copy; returns the array on the device."""
+        self.device.wait_event(self.end)
+        return self.array
 
     def discard(self) -> None:
         """Wait for the copy of an array that no work will read, so that its memory can be freed."""
@@ -110,31 +121,35 @@ class Upload:
         return self.end.seconds_since(self.start)
 
 
-class Uploader:
-    """Copies arrays to a device while it computes.
+class DeviceFeed(Feed[DeviceArray]):
+    """Copies to a device and back while it computes.
 
     Parameters
     ----------
     device
         Target of the copies.
-    dtype
-        Type on the device of arrays that `upload` copies.
     """
 
-    def __init__(self, device: Device, dtype: str) -> None:
-        self._device, self._dtype = device, np.dtype(dtype)
+    reads_ahead = True
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
         self._buffers: list[Array | None] = [None] * PINNED_BUFFERS
         self._copied: list[Event | None] = [None] * PINNED_BUFFERS
         self._index = 0
 
-    def allocate_pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Allocate a page-locked array for `upload_pinned`."""
+    def place(self, array: Array) -> DeviceArray:
+        """A copy on the device."""
+        return self._device.upload(array)
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Allocate a page-locked array for `upload_allocated`."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         pinned = self._device.allocate_pinned(max(nbytes, 1))[:nbytes]
         return np.ndarray(shape, dtype, pinned)
 
-    def upload_pinned(self, array: Array) -> Upload:
-        """Start the copy of an array of `allocate_pinned`, or of some of its rows.
+    def upload_allocated(self, array: Array) -> DeviceUpload:
+        """Start the copy of an array of `allocate`, or of some of its rows.
 
         Raises
         ------
@@ -143,9 +158,9 @@ class Uploader:
         """
         target = self._device.empty(array.shape, array.dtype.name)
         start, end = self._device.copy_to_device_async(array, target)
-        return Upload(target, start, end, array)
+        return DeviceUpload(target, start, end, array, self._device)
 
-    def upload(self, array: Any) -> Upload:
+    def upload(self, array: Array) -> DeviceUpload:
         """Start the copy of a NumPy array, which may change as soon as this returns.
 
         The array is first copied to one of two pinned buffers, in turn.
@@ -156,21 +171,19 @@ class Uploader:
             The device has too little free memory.
         """
         index, shape = self._index, array.shape
-        target = self._device.empty(shape, self._dtype.name)
+        target = self._device.empty(shape, array.dtype.name)
         last = self._copied[index]
         if last is not None:
             last.wait()
-        nbytes = math.prod(shape) * self._dtype.itemsize
-        buffer = self._buffer(index, nbytes)
-        buffer.view(self._dtype).reshape(shape)[...] = array
+        buffer = self._buffer(index, array.nbytes)
+        buffer.view(array.dtype).reshape(shape)[...] = array
         start, end = self._device.copy_to_device_async(buffer, target)
         self._copied[index], self._index = end, (index + 1) % PINNED_BUFFERS
-        return Upload(target, start, end, buffer)
+        return DeviceUpload(target, start, end, buffer, self._device)
 
-    def wait_for(self, upload: Upload) -> DeviceArray:
-        """Let later work wait for the copy; returns the array on the device."""
-        self._device.wait_event(upload.end)
-        return upload.array
+    def download(self, arrays: Sequence[DeviceArray]) -> DeviceDownload:
+        """Start the copies of device arrays."""
+        return DeviceDownload(self._device, arrays)
 
     def _buffer(self, index: int, nbytes: int) -> Array:
         buffer = self._buffers[index]
@@ -179,7 +192,7 @@ class Uploader:
         return buffer[:nbytes]
 
 
-class Download:
+class DeviceDownload:
     """Copies of device arrays to host memory, started while the device computes.
 
     Parameters

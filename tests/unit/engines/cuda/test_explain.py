@@ -13,7 +13,6 @@ from lstm_cli.engines.cuda.planning import plan_search
 from lstm_cli.engines.cuda.planning.plan import DeviceLimits, recurrence_shape
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.cuda.stacks import PipelineOptions
-from lstm_cli.engines.explanation import ExplainingEngine, StackExplainingEngine
 from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 
 DEVICE = HostDevice(multiprocessors=132)
@@ -66,9 +65,8 @@ def test_the_reason_for_no_plan_is_explained():
 
 def test_the_engine_explains_its_layers():
     engine = CudaEngine("tf32", DEVICE, "general")
-    assert isinstance(engine, ExplainingEngine)
     spec = RecurrentSpec(0, 8, (LSTM(hidden_size=8),))
-    assert engine.explain(spec, 3, 5).way == "general"
+    assert engine.explain([spec], 3, 5)[spec.index].way == "general"
 
 
 def stack(hidden, *, depth=2):
@@ -78,8 +76,7 @@ def stack(hidden, *, depth=2):
 
 def pipelined(layers, N, T, dtype="bfloat16", pipelining=None, **options):
     engine = CudaEngine(dtype, DEVICE, "auto", pipelining)
-    assert isinstance(engine, StackExplainingEngine)
-    return engine, engine.explain_layers(layers, N, T, **options)
+    return engine, engine.explain(layers, N, T, **options)
 
 
 def test_long_and_narrow_stacks_are_pipelined_and_explained():

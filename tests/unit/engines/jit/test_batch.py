@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstm_cli.cells import GRU, LSTM, RNN, Cell
-from lstm_cli.engines.explanation import ExplainingEngine
 from lstm_cli.engines.jit import layers
 from lstm_cli.engines.jit.batch import RowGroups, full_batch, group_rows, ragged_batch
 from lstm_cli.engines.jit.engine import JitEngine
@@ -172,8 +171,8 @@ def test_threads_and_groups_are_those_of_a_pass(
 
     monkeypatch.setattr(layers, "group_rows", recorded)
     weights = {name: np.zeros(p.shape, np.float32) for name, p in spec.parameters().items()}
-    engine.forward(spec, engine.prepare(spec, weights), np.zeros((N, T, 6), np.float32), None)
-    explanation = engine.explain(spec, N, T)
+    engine.layer(spec, weights).forward(np.zeros((N, T, 6), np.float32), None)
+    explanation = engine.explain([spec], N, T)[spec.index]
     assert [explanation.numbers["groups"]] == groups_of_passes
     assert explanation.numbers["threads"] == (1 if "1 thread" in explanation.way else threads)
 
@@ -181,15 +180,14 @@ def test_threads_and_groups_are_those_of_a_pass(
 def test_every_choice_is_explained() -> None:
     usable_machine()
     engine = JitEngine("float32", 2)
-    assert isinstance(engine, ExplainingEngine)
-    assert {engine.explain(layer(H), N, T).way for H, N, T, _ in WORKLOADS} == {
+    assert {engine.explain([layer(H)], N, T)[0].way for H, N, T, _ in WORKLOADS} == {
         "1 thread",
         "2 threads that share the units",
         "2 threads, each with sequences of its own",
     }
     for kind, gates in ((LSTM, 4), (GRU, 3), (RNN, 1)):
         for dtype in ("float32", "float64", "bfloat16"):
-            explanation = JitEngine(dtype, 2).explain(layer(100, kind), 8, 50)
+            explanation = JitEngine(dtype, 2).explain([layer(100, kind)], 8, 50)[0]
             assert explanation.numbers["tile_gates"] == gates
             assert explanation.floor is None
             assert f"{gates} gates" in explanation.reasons[0]

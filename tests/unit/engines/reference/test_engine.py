@@ -19,7 +19,7 @@ from networks import (
 from twin import twin
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.reference import recurrent as forward_pass
+from lstm_cli.engines.reference import forward as forward_pass
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import DenseSpec, LayerSpec
 from lstm_cli.errors import DeviceError

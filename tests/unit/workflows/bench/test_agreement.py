@@ -218,11 +218,6 @@ def test_pytorch_in_every_dtype_is_near_float64(dtype):
 class Shim:
     """A device on the processor."""
 
-    architecture = "host"
-
-    def upload(self, array):
-        return array
-
     def record_event(self):
         moment = SimpleNamespace(at=perf_counter())
         moment.seconds_since = lambda earlier: moment.at - earlier.at
@@ -235,16 +230,16 @@ class Shim:
 class Rounded(ReferenceEngine):
     """Says it computes in another dtype on a device, and is off by so much."""
 
-    device, hardware = "host", Shim()
+    device, accelerator = "host", Shim()
 
     def __init__(self, dtype, off=0.0):
         super().__init__("float32")
         self.dtype, self.off = dtype, off
 
-    def prepare(self, spec, weights):
+    def layer(self, spec, weights):
         settings, self.dtype = self.dtype, "float32"
         try:
-            return super().prepare(spec, weights)
+            return super().layer(spec, weights)
         finally:
             self.dtype = settings
 

@@ -14,7 +14,6 @@ from lstm_cli.engines.cuda.engine import CudaEngine
 from lstm_cli.engines.cuda.precision import PRECISIONS
 from lstm_cli.engines.types import DenseSpec, RecurrentSpec
 from lstm_cli.workflows.bench import (
-    Accelerated,
     GridSize,
     explain,
     machine,
@@ -72,7 +71,7 @@ def test_whole_stacks_are_compared():
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_mistake_is_detected_in_every_dtype(dtype, monkeypatch):
-    original = CudaEngine.prepare
+    original = CudaEngine.layer
 
     def swapped(self, spec, weights):
         wrong = dict(weights)
@@ -81,7 +80,7 @@ def test_a_mistake_is_detected_in_every_dtype(dtype, monkeypatch):
         wrong[name] = np.concatenate([f, i, g, o])
         return original(self, spec, wrong)
 
-    monkeypatch.setattr(CudaEngine, "prepare", swapped)
+    monkeypatch.setattr(CudaEngine, "layer", swapped)
     result = run(dtype)
     assert not result.agreements["torch"].ok
     assert result.ratios == {}
@@ -106,7 +105,6 @@ def test_inputs_and_outputs_stay_on_the_device():
 
 def test_the_machine_names_the_device_and_where_peers_compute():
     engine = CudaEngine("tf32", HostDevice())
-    assert isinstance(engine, Accelerated)
     assert machine(None, [GPU_PEER], engine).accelerator == "host"
     setting = peer_setting(engine)
     assert (setting.device, setting.dtype) == ("cpu", "tf32")

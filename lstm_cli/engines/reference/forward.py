@@ -1,123 +1,23 @@
-"""Forward pass of a recurrent layer in NumPy, and its backward pass over both directions.
+"""Forward pass of one direction of a recurrent layer in NumPy, with time as the first axis.
 
-`ForwardPass` runs one direction with time as the first axis. `recurrent_forward` joins the
-directions' outputs. ``step.py`` computes the gates.
+``step.py`` computes the gates; ``layers.py`` joins the directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from lstm_cli.cells import Cell
-from lstm_cli.engines.reference.backward import BackwardPass, DirectionTape
-from lstm_cli.engines.reference.step import (
-    DirectionWeights,
-    NumpyStep,
-    ProfiledStep,
-    TrainingStep,
-)
-from lstm_cli.engines.types import (
-    DIRECTIONS,
-    Array,
-    LayerGradients,
-    LayerResult,
-    RecurrentSpec,
-    State,
-    TrainingPass,
-)
+from lstm_cli.engines.reference.backward import DirectionTape
+from lstm_cli.engines.reference.step import NumpyStep, ProfiledStep, TrainingStep
+from lstm_cli.engines.reference.weights import DirectionWeights
+from lstm_cli.engines.types import Array
 
 PROJECTION_BYTES = 4 << 20
 """Bytes of input projections per matrix product. A long sequence takes several products."""
-
-
-@dataclass(frozen=True)
-class RecurrentBatch:
-    """Inputs and options of a recurrent layer's forward pass."""
-
-    x: Array  # (N, T, D)
-    lengths: Array | None  # (N,)
-    state: State | None
-    return_gates: bool = False
-    by_gate: bool = False
-    training: TrainingPass | None = None
-
-
-@dataclass(frozen=True)
-class RecurrentTape:
-    """Values of a forward pass that `recurrent_backward` needs."""
-
-    directions: tuple[DirectionTape, ...]
-    lengths: Array | None
-    input_mask: Array | None  # (N, T, D), dropout mask of the input
-
-
-def recurrent_forward(
-    spec: RecurrentSpec, weights: list[DirectionWeights], batch: RecurrentBatch
-) -> LayerResult:
-    """Forward pass of every direction over the batch."""
-    x, training = batch.x, batch.training
-    input_mask = None
-    if training is not None and spec.dropout:
-        input_mask = training.mask(spec, 0, x.shape, spec.dropout)
-        x = x * input_mask
-    outputs, finals, tapes = [], [], []
-    gates: dict[str, dict[str, Array]] = {}
-    seconds: dict[str, float] = {}
-    for d, cell in enumerate(spec.cells):
-        direction = ForwardPass(
-            cell,
-            weights[d],
-            batch.lengths,
-            reverse=d == 1,
-            by_gate=batch.by_gate,
-            training=training is not None,
-            mask=_recurrent_mask(spec, cell, d, len(x), training),
-        )
-        start = initial_states(cell, batch.state, d, len(x), x.dtype)
-        output, final = direction.run(x, start, spec.return_sequences, batch.return_gates)
-        outputs.append(output)
-        finals.append(final)
-        if direction.tape is not None:
-            tapes.append(direction.tape)
-        if batch.return_gates:
-            gates[DIRECTIONS[d]] = direction.gates
-        for part, spent in direction.seconds.items():
-            seconds[part] = seconds.get(part, 0.0) + spent
-    joined = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
-    tape = RecurrentTape(tuple(tapes), batch.lengths, input_mask) if tapes else None
-    return LayerResult(joined, _stacked(finals), gates, seconds=seconds, tape=tape)
-
-
-def _recurrent_mask(
-    spec: RecurrentSpec, cell: Cell, direction: int, N: int, training: TrainingPass | None
-) -> Array | None:
-    if training is None or not spec.recurrent_dropout:
-        return None
-    return training.mask(spec, 1 + direction, (N, cell.output_size), spec.recurrent_dropout)
-
-
-def _stacked(finals: list[tuple[Array, ...]]) -> State:
-    h = np.stack([final[0] for final in finals], axis=1)  # (N, directions, P)
-    c = np.stack([final[1] for final in finals], axis=1) if len(finals[0]) > 1 else None
-    return h, c
-
-
-def initial_states(
-    cell: Cell, state: State | None, direction: int, N: int, dtype: DTypeLike
-) -> tuple[Array, ...]:
-    """Initial states of one direction, each (N, size)."""
-    parts = state or (None, None)
-    return tuple(
-        np.zeros((N, size), dtype)
-        if part is None
-        else np.array(part[:, direction], dtype)  # a copy: the caller's array stays unchanged
-        for part, size in zip(parts, cell.state_sizes, strict=False)
-    )
 
 
 class ForwardPass:
@@ -245,42 +145,3 @@ class ForwardPass:
         if order is not None:
             values = np.take_along_axis(values, order[:, :, None], axis=0)
         return np.ascontiguousarray(values.transpose(1, 0, 2))
-
-
-def recurrent_backward(
-    spec: RecurrentSpec, weights: list[DirectionWeights], tape: RecurrentTape, d_output: Array
-) -> LayerGradients:
-    """Derivatives for the input, every tensor, and the initial states."""
-    tensors: dict[str, Array] = {}
-    states, dx = [], None
-    P = spec.cells[0].output_size
-    for d, (cell, direction) in enumerate(zip(spec.cells, tape.directions, strict=True)):
-        part = d_output[..., d * P : (d + 1) * P]
-        backward = BackwardPass(cell, weights[d], direction)
-        if spec.return_sequences:
-            gradients = backward.run(_reordered(direction, part.transpose(1, 0, 2)), None)
-        else:
-            gradients = backward.run(None, _without_empty(part, tape.lengths))
-        tensors |= {spec.prefix(d) + name: value for name, value in gradients.tensors.items()}
-        states.append(gradients.states)
-        direction_dx = _reordered(direction, gradients.x).transpose(1, 0, 2)
-        dx = direction_dx if dx is None else dx + direction_dx
-    if tape.input_mask is not None:
-        dx = dx * tape.input_mask
-    return LayerGradients(np.asarray(dx), tensors, _stacked(states))
-
-
-def _without_empty(d_last: Array, lengths: Array | None) -> Array:
-    """`d_last` with 0 for sequences of length 0, which have no last step."""
-    if lengths is None:
-        return d_last
-    return np.where((lengths > 0)[:, None], d_last, np.zeros((), d_last.dtype))
-
-
-def _reordered(tape: DirectionTape, values: Array) -> Array:
-    """(T, N, F) converted between the caller's order and the pass's, with padding of 0."""
-    if tape.padding is not None:
-        values = np.where(tape.padding, np.zeros((), values.dtype), values)
-    if tape.order is not None:
-        values = np.take_along_axis(values, tape.order[:, :, None], axis=0)
-    return values
