@@ -565,6 +565,36 @@ class Layer(Protocol[A, V]):
         """
 
 
+@dataclass(frozen=True)
+class ProgramResult(Generic[A]):
+    """Result of a `Program`.
+
+    Attributes
+    ----------
+    outputs, logits
+        Values of the last layer, and those before the activation of a dense one; else None.
+    states
+        Final states of each recurrent layer.
+    seconds
+        Seconds by layer index and part.
+    """
+
+    outputs: A
+    states: Sequence[State[A]]
+    logits: A | None
+    seconds: Mapping[int, Mapping[str, float]]
+
+
+class Program(Protocol[A]):
+    """A forward pass of all layers over batches of one shape, prepared for many calls.
+
+    It holds memory for one call at a time. Results are those of the layers, to the bit.
+    """
+
+    def run(self, x: A) -> ProgramResult[A]:
+        """Forward pass over inputs (N, T, D), from states of 0."""
+
+
 class Accelerator(Protocol):
     """A device with memory of its own, which computes while the host goes on.
 
@@ -638,6 +668,9 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
 
     def feed(self) -> Feed[A]:
         """Copies of inputs and results, beside computing."""
+
+    def program(self, layers: Sequence[Layer[A, V]], N: int, T: int) -> Program[A] | None:
+        """A forward pass for N sequences of T steps. None: it runs layer by layer."""
 
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False

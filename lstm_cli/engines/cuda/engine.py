@@ -160,6 +160,11 @@ class CudaEngine(DeviceArrays):
             )
         return gradients[::-1]
 
+    def program(
+        self, layers: Sequence[Layer[DeviceArray, PackedSequences]], N: int, T: int
+    ) -> None:
+        """Always None, since a device's layers are launched one by one."""
+
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:

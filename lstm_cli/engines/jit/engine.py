@@ -16,6 +16,7 @@ from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.jit.codegen.elementwise import evaluate_elementwise, sum_elementwise
 from lstm_cli.engines.jit.explanation import explain
 from lstm_cli.engines.jit.layers import Resources, make_layer
+from lstm_cli.engines.jit.program import make_program
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
 from lstm_cli.engines.reference.arrays import HostArrays
 from lstm_cli.engines.types import (
@@ -25,6 +26,7 @@ from lstm_cli.engines.types import (
     Layers,
     LayerSpec,
     MachinePeaks,
+    Program,
     RecurrentSpec,
     array_dtype,
     with_biases,
@@ -78,6 +80,12 @@ class JitEngine(HostArrays):
         spec, weights = with_biases(spec, weights)
         tensors = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
         return make_layer(spec, tensors, self._resources)
+
+    def program(
+        self, layers: Sequence[Layer[Array, Array]], N: int, T: int
+    ) -> Program[Array] | None:
+        """A prepared pass of small layers; see `lstm_cli.engines.types.Engine`."""
+        return make_program(layers, N, T, array_dtype(self), self._resources)
 
     def evaluate(
         self,

@@ -91,6 +91,9 @@ class ReferenceEngine(NumpyElementwise):
         }
         return make_layer(spec, tensors, self._blas_threads, by_gate=self.by_gate)
 
+    def program(self, layers: Sequence[Layer[Array, Array]], N: int, T: int) -> None:
+        """Always None, since NumPy runs layer by layer."""
+
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:
