@@ -595,6 +595,23 @@ class Program(Protocol[A]):
         """Forward pass over inputs (N, T, D), from states of 0."""
 
 
+class Stepper(Protocol[A]):
+    """A pass of all layers over one step at a time, which keeps the states between the steps."""
+
+    def step(self, x: Array, out: Array) -> None:
+        """Read one step (N, D), and write its outputs (N, F)."""
+
+    def reset(self) -> None:
+        """Set all states to 0."""
+
+    @property
+    def states(self) -> list[State[A]]:
+        """Copies of the states of each recurrent layer."""
+
+    def set_states(self, states: Sequence[State[Array]]) -> None:
+        """Replace the states by others of their shapes."""
+
+
 class Accelerator(Protocol):
     """A device with memory of its own, which computes while the host goes on.
 
@@ -671,6 +688,9 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
 
     def program(self, layers: Sequence[Layer[A, V]], N: int, T: int) -> Program[A] | None:
         """A forward pass for N sequences of T steps. None: it runs layer by layer."""
+
+    def stepper(self, layers: Sequence[Layer[A, V]], N: int) -> Stepper[A] | None:
+        """A pass of one step for N sequences. None: it runs layer by layer."""
 
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False

@@ -31,6 +31,7 @@ from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
 from lstm_cli.network.state import StateCarry
+from lstm_cli.network.stream import Stream
 from lstm_cli.network.weights import make_immutable
 from lstm_cli.workflows.arguments import (
     checked_config,
@@ -158,6 +159,21 @@ class Model:
         if self.stateful:
             self._carry.store(result.state)
         return result
+
+    def stream(self, batch: int = 1) -> Stream:
+        """The network step by step, as inputs come; see `lstm_cli.network.stream.Stream`.
+
+        Parameters
+        ----------
+        batch
+            Number of sequences that run side by side.
+
+        Raises
+        ------
+        ConfigError
+            A layer needs steps that are yet to come.
+        """
+        return Stream(self.network, batch)
 
     def reset_state(self) -> None:
         """Make stateful layers start from zeros again, as at the beginning of a file."""

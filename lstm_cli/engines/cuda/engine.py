@@ -165,6 +165,9 @@ class CudaEngine(DeviceArrays):
     ) -> None:
         """Always None, since a device's layers are launched one by one."""
 
+    def stepper(self, layers: Sequence[Layer[DeviceArray, PackedSequences]], N: int) -> None:
+        """Always None, since a device's layers are launched one by one."""
+
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:

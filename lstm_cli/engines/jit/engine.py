@@ -16,7 +16,7 @@ from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.jit.codegen.elementwise import evaluate_elementwise, sum_elementwise
 from lstm_cli.engines.jit.explanation import explain
 from lstm_cli.engines.jit.layers import Resources, make_layer
-from lstm_cli.engines.jit.program import make_program
+from lstm_cli.engines.jit.program import make_program, make_stepper
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
 from lstm_cli.engines.reference.arrays import HostArrays
 from lstm_cli.engines.types import (
@@ -28,6 +28,7 @@ from lstm_cli.engines.types import (
     MachinePeaks,
     Program,
     RecurrentSpec,
+    Stepper,
     array_dtype,
     with_biases,
 )
@@ -86,6 +87,10 @@ class JitEngine(HostArrays):
     ) -> Program[Array] | None:
         """A prepared pass of small layers; see `lstm_cli.engines.types.Engine`."""
         return make_program(layers, N, T, array_dtype(self), self._resources)
+
+    def stepper(self, layers: Sequence[Layer[Array, Array]], N: int) -> Stepper[Array] | None:
+        """A prepared pass of one step; see `lstm_cli.engines.types.Engine`."""
+        return make_stepper(layers, N, array_dtype(self), self._resources)
 
     def evaluate(
         self,

@@ -3,7 +3,7 @@
 A small layer's kernel takes less time than the Python code around it. A `JitProgram` therefore
 keeps the argument blocks and the values of all layers; a call copies inputs in and results out. It
 serves batches without lengths whose layers each take one thread. Others run layer by layer. Start
-at `make_program`.
+at `make_program`. A `JitStepper` is a program of one step that keeps the states.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Workspace, address
 from lstm_cli.engines.reference.layers import Dropout, Flatten
-from lstm_cli.engines.types import Array, Layer, LayerSpec, Program, ProgramResult, State
+from lstm_cli.engines.types import Array, Layer, LayerSpec, Program, ProgramResult, State, Stepper
 
 MAX_NUMBERS = 1 << 16
 """Most numbers of any layer's values over a batch. The time of a call does not matter for larger
@@ -66,7 +66,6 @@ class _Builder:
         self.logits: Array | None = None
         self.states: list[list[tuple[Array, ...]]] = []
         self.kernels: list[_Kernel] = []
-        self.exchanges: list[tuple[Array, dict[str, int]]] = []
         self.kept: list[object] = []
         self._keeps_states = keeps_states
         element = "float" if x.itemsize == 4 else "double"
@@ -114,6 +113,9 @@ class _Builder:
             self.kernels.append(_Kernel(kernel.address, buffers.block, spec, counts_cycles=True))
             if not spec.return_sequences:
                 self._add_rows("copy", spec, states[0][:, 0], y[:, d * P : (d + 1) * P])
+            if self._keeps_states:  # the kernel reads h of the step before in the first half
+                self._add_rows("copy", spec, buffers.h[1], buffers.h[0])
+                states[0] = buffers.h[0, :, None, :P]
             finals.append(tuple(states))
         self.states.append(finals)
         self.y, self.logits = y, None
@@ -151,23 +153,69 @@ class JitProgram:
 
     def __init__(self, built: _Builder, machine: Machine) -> None:
         self._x, self._y, self._logits = built.x, built.y, built.logits
-        self._states, self._kernels, self._kept = built.states, built.kernels, built.kept
-        self._table = np.zeros((len(built.kernels), _WORDS), np.int64)
-        for row, kernel in zip(self._table, built.kernels, strict=True):
-            row[:3] = kernel.address, address(kernel.block), kernel.counts_cycles
-        self._run = _runner(machine)
-        self._arguments = address(self._table), len(self._table)
+        self._states, self._kept = built.states, built.kept
+        self._table = _Table(built.kernels, machine)
 
     def run(self, x: Array) -> ProgramResult:
         """Forward pass over inputs (N, T, D) of the program's shape."""
         np.copyto(self._x, x)
         start = perf_counter()
-        self._run(*self._arguments)
+        self._table.run()
         seconds = perf_counter() - start
         logits = None if self._logits is None else self._logits.copy()
         states = [_joined(finals) for finals in self._states]
-        timing = _Timing(self._kernels, self._table.copy(), seconds)
+        timing = _Timing(self._table.kernels, self._table.words.copy(), seconds)
         return ProgramResult(self._y.copy(), states, logits, timing)
+
+
+class JitStepper:
+    """A prepared pass of one step that keeps the states; see `lstm_cli.engines.types.Stepper`."""
+
+    def __init__(self, built: _Builder, machine: Machine) -> None:
+        self._x = built.x[:, 0]
+        self._y = built.y[:, 0] if built.y.ndim == 3 else built.y
+        self._states = [states for (states,) in built.states]
+        self._table = _Table(built.kernels, machine)
+        self._kept = built.kept
+        self.reset()
+
+    def step(self, x: Array, out: Array) -> None:
+        """Read one step (N, D), and write its outputs (N, F)."""
+        self._x[...] = x
+        self._table.run()
+        out[...] = self._y
+
+    def reset(self) -> None:
+        """Set all states to 0."""
+        for state in self._states:
+            for part in state:
+                part[...] = 0
+
+    @property
+    def states(self) -> list[State[Array]]:
+        """Copies of the states of each recurrent layer."""
+        return [_joined([state]) for state in self._states]
+
+    def set_states(self, states: Sequence[State[Array]]) -> None:
+        """Replace the states by others of their shapes."""
+        for state, new in zip(self._states, states, strict=True):
+            for part, value in zip(state, new, strict=False):
+                part[...] = value
+
+
+class _Table:
+    """Kernels in the form that the native function `run` reads."""
+
+    def __init__(self, kernels: Sequence[_Kernel], machine: Machine) -> None:
+        self.kernels = kernels
+        self.words = np.zeros((len(kernels), _WORDS), np.int64)
+        for row, kernel in zip(self.words, kernels, strict=True):
+            row[:3] = kernel.address, address(kernel.block), kernel.counts_cycles
+        self._run, self._place, self._count = _runner(machine), address(self.words), len(kernels)
+
+    def run(self) -> None:
+        """Run the kernels in their order."""
+        self._run(self._place, self._count)
 
 
 def _joined(finals: list[tuple[Array, ...]]) -> State[Array]:
@@ -227,6 +275,17 @@ def make_program(
     if not all(builder.add(layer) for layer in layers) or not builder.kernels:
         return None
     return JitProgram(builder, resources.machine)
+
+
+def make_stepper(
+    layers: Sequence[Layer[Array, Array]], N: int, dtype: str, resources: Resources
+) -> Stepper[Array] | None:
+    """The pass of one step for N sequences. None: it runs layer by layer."""
+    x = np.zeros((N, 1, layers[0].spec.input_size), dtype)
+    builder = _Builder(x, resources, keeps_states=True)
+    if not all(builder.add(layer) for layer in layers) or not builder.kernels:
+        return None
+    return JitStepper(builder, resources.machine)
 
 
 @lru_cache(maxsize=1)

@@ -94,6 +94,9 @@ class ReferenceEngine(NumpyElementwise):
     def program(self, layers: Sequence[Layer[Array, Array]], N: int, T: int) -> None:
         """Always None, since NumPy runs layer by layer."""
 
+    def stepper(self, layers: Sequence[Layer[Array, Array]], N: int) -> None:
+        """Always None, since NumPy runs layer by layer."""
+
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:

@@ -1,0 +1,156 @@
+"""Outputs of a network step by step, as the inputs come: `Stream`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, State, Stepper, array_dtype
+from lstm_cli.errors import ConfigError, DataError
+from lstm_cli.network.network import Network
+from lstm_cli.network.state import as_array
+
+
+class Stream:
+    """A network that reads one step at a time and keeps its states.
+
+    The output of a step is what `Network.run` gives for all steps so far: its last step, or its
+    only row for a network that does not return sequences. On the jit engine the bits are equal.
+
+    Parameters
+    ----------
+    network
+        The network. All its recurrent layers have one direction.
+    batch
+        Number of sequences N that run side by side.
+
+    Raises
+    ------
+    ConfigError
+        A layer needs steps that are yet to come.
+    DataError
+        `batch` is not a positive whole number.
+    """
+
+    def __init__(self, network: Network, batch: int = 1) -> None:
+        if type(batch) is not int or batch < 1:
+            raise DataError(
+                "a stream has at least one sequence", expected="batch=1 or more", found=repr(batch)
+            )
+        for spec in network.layers:
+            _check_causal(spec)
+        self.network, self.batch = network, batch
+        self._dtype = np.dtype(array_dtype(network.engine))
+        self._shape, self._out = (batch, network.input_size), (batch, network.output_size)
+        stepper = network.engine.stepper(network.engine_layers, batch)
+        self._stepper: Stepper = _LayerStepper(network, batch) if stepper is None else stepper
+
+    def step(self, x: Any, out: Array | None = None) -> Array:
+        """Outputs for one more step.
+
+        Parameters
+        ----------
+        x
+            (batch, D), or (D,) for one sequence.
+        out
+            Array for the outputs, in the engine's dtype. None: a new array.
+
+        Returns
+        -------
+        Outputs (batch, F), or (F,) if `x` is (D,).
+
+        Raises
+        ------
+        DataError
+            A shape does not fit.
+        """
+        if type(x) is not np.ndarray or x.dtype != self._dtype:
+            x = as_array(x, "the inputs", f"real numbers of shape {self._shape}")
+        single = x.ndim == 1 and self.batch == 1
+        if x.shape != (self._shape[1:] if single else self._shape):
+            raise DataError(
+                "the inputs are not one step of the stream",
+                expected=str(self._shape) + (f" or {self._shape[1:]}" if self.batch == 1 else ""),
+                found=str(x.shape),
+            )
+        shape = self._out[1:] if single else self._out
+        if out is None:
+            out = np.empty(shape, self._dtype)
+        elif out.shape != shape or out.dtype != self._dtype:
+            raise DataError(
+                "`out` does not fit the outputs",
+                expected=f"{self._dtype} of shape {shape}",
+                found=f"{out.dtype} of shape {out.shape}",
+            )
+        if self.network.normalization is not None:
+            x = self.network.normalization.apply(x.reshape(self._shape), None, self._dtype.name)
+        self._stepper.step(x, out)
+        return out
+
+    def reset(self) -> None:
+        """Forget all steps: the states become 0."""
+        self._stepper.reset()
+
+    @property
+    def state(self) -> list[State]:
+        """States (h, c) after the last step, in the form of `Result.state`."""
+        return self._stepper.states
+
+    @state.setter
+    def state(self, state: Sequence[Any] | None) -> None:
+        states = self.network.check_state(state, self.batch)
+        self._stepper.reset()
+        whole = [
+            states.get(spec.index, one)
+            for spec, one in zip(self.network.recurrent, self._stepper.states, strict=True)
+        ]
+        self._stepper.set_states(whole)
+
+
+def _check_causal(spec: Any) -> None:
+    """Raise for a layer that needs steps that are yet to come."""
+    if isinstance(spec, RecurrentSpec) and spec.directions > 1:
+        reason = f"layer {spec.index} ({spec.kind}) reads every sequence from its end, too"
+    elif isinstance(spec, FlattenSpec):
+        reason = f"layer {spec.index} (flatten) joins all steps of a sequence"
+    else:
+        return
+    raise ConfigError(
+        "the network cannot run step by step", expected="layers that read past steps", found=reason
+    )
+
+
+class _LayerStepper:
+    """Steps on an engine without a stepper: the layers one by one, with their states."""
+
+    def __init__(self, network: Network, batch: int) -> None:
+        self._network, self._batch = network, batch
+        self.states: list[State] = []
+        self.reset()
+
+    def step(self, x: Array, out: Array) -> None:
+        network = self._network
+        engine, outputs = network.engine, x.reshape(self._batch, 1, -1)
+        values = engine.from_padded(outputs.astype(array_dtype(engine), copy=False), None)
+        states: list[State] = []
+        for layer in network.engine_layers:
+            state = self.states[len(states)] if isinstance(layer.spec, RecurrentSpec) else None
+            result = layer.forward(values, None, state)
+            values = result.output
+            if result.state is not None:
+                h, c = result.state
+                states.append((engine.to_host(h), None if c is None else engine.to_host(c)))
+        self.states = states
+        out[...] = engine.to_host(values).reshape(out.shape)
+
+    def reset(self) -> None:
+        dtype = array_dtype(self._network.engine)
+        self.states = []
+        for spec in self._network.recurrent:
+            h, *c = (np.zeros((self._batch, 1, n), dtype) for n in spec.cells[0].state_sizes)
+            self.states.append((h, c[0] if c else None))
+
+    def set_states(self, states: Sequence[State]) -> None:
+        self.states = list(states)
