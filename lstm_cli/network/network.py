@@ -78,10 +78,7 @@ class Network:
         fitted = fit_weights(self.layers, weights, describe=describe)
         self.normalization = Normalization.from_tensors(fitted)
         self._dtype = np.dtype(array_dtype(engine))
-        # Whether inputs are normalized, or their steps counted.
-        self._reads_changed = self.normalization is not None or any(
-            isinstance(spec, FlattenSpec) for spec in self.layers
-        )
+        self._flattens = any(isinstance(spec, FlattenSpec) for spec in self.layers)
         self._weights: dict[str, Array] | None = None
         self._engine_weights: dict[str, EngineArray] = {
             name: _cast(name, v, array_dtype(engine))
@@ -267,9 +264,10 @@ class Network:
 
         Inputs in the engine's memory stay there.
         """
-        plain = lengths is None and type(x) is np.ndarray and not self._reads_changed
-        if plain and x.ndim == 3 and x.dtype == self._dtype and x.shape[2] == self.input_size:
-            return x, None  # as most calls come; the checks below take longer than a small layer
+        plain = type(x) is np.ndarray and x.dtype == self._dtype and x.ndim == 3
+        fits = plain and lengths is None and x.shape[2] == self.input_size
+        if fits and self.normalization is None and not self._flattens:
+            return x, None  # as most calls come; the other checks take longer than a small layer
         x, n = self.check_arrays(x, lengths)
         scaling, dtype = self.normalization, array_dtype(self.engine)
         if self.engine.from_device_array(x) is not None:

@@ -67,7 +67,10 @@ class Stream:
             A shape does not fit.
         """
         if type(x) is not np.ndarray or x.dtype != self._dtype:
-            x = as_array(x, "the inputs", f"real numbers of shape {self._shape}")
+            expected = f"real numbers of shape {self._shape}"
+            x = as_array(x, "the inputs", expected)
+            if x.dtype.kind not in "fiub":
+                raise DataError("the inputs are not numbers", expected=expected, found=x.dtype.name)
         single = x.ndim == 1 and self.batch == 1
         if x.shape != (self._shape[1:] if single else self._shape):
             raise DataError(
