@@ -567,7 +567,7 @@ class Layer(Protocol[A, V]):
 
 @dataclass(frozen=True)
 class ProgramResult(Generic[A]):
-    """Result of a `Program`.
+    """Result of a `NetworkProgram`.
 
     Attributes
     ----------
@@ -585,7 +585,7 @@ class ProgramResult(Generic[A]):
     seconds: Mapping[int, Mapping[str, float]]
 
 
-class Program(Protocol[A]):
+class NetworkProgram(Protocol[A]):
     """A forward pass of all layers over batches of one shape, prepared for many calls.
 
     It holds memory for one call at a time. Results are those of the layers, to the bit.
@@ -686,7 +686,7 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
     def feed(self) -> Feed[A]:
         """Copies of inputs and results, beside computing."""
 
-    def program(self, layers: Sequence[Layer[A, V]], N: int, T: int) -> Program[A] | None:
+    def program(self, layers: Sequence[Layer[A, V]], N: int, T: int) -> NetworkProgram[A] | None:
         """A forward pass for N sequences of T steps. None: it runs layer by layer."""
 
     def stepper(self, layers: Sequence[Layer[A, V]], N: int) -> Stepper[A] | None:

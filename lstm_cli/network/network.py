@@ -19,7 +19,7 @@ from lstm_cli.engines.types import (
     LayerResult,
     Layers,
     LayerSpec,
-    Program,
+    NetworkProgram,
     RecurrentSpec,
     State,
     ZeroStates,
@@ -247,7 +247,7 @@ class Network:
 
     def _make_layers(self) -> None:
         self._weights = None
-        self._programs: dict[tuple[int, int], list[Program] | None] = {}
+        self._programs: dict[tuple[int, int], list[NetworkProgram] | None] = {}
         self.engine_layers: tuple[Layer, ...] = tuple(
             self.engine.layer(spec, self._engine_weights) for spec in self.layers
         )

@@ -26,7 +26,7 @@ from lstm_cli.engines.types import (
     Layers,
     LayerSpec,
     MachinePeaks,
-    Program,
+    NetworkProgram,
     RecurrentSpec,
     Stepper,
     array_dtype,
@@ -84,7 +84,7 @@ class JitEngine(HostArrays):
 
     def program(
         self, layers: Sequence[Layer[Array, Array]], N: int, T: int
-    ) -> Program[Array] | None:
+    ) -> NetworkProgram[Array] | None:
         """A prepared pass of small layers; see `lstm_cli.engines.types.Engine`."""
         return make_program(layers, N, T, array_dtype(self), self._resources)
 

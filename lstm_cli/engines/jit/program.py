@@ -27,7 +27,7 @@ from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Workspace, address
 from lstm_cli.engines.reference.layers import Dropout, Flatten
-from lstm_cli.engines.types import Array, Layer, LayerSpec, Program, ProgramResult, State, Stepper
+from lstm_cli.engines.types import Array, Layer, LayerSpec, ProgramResult, State, Stepper
 
 MAX_NUMBERS = 1 << 16
 """Most numbers of any layer's values over a batch. The time of a call does not matter for larger
@@ -149,7 +149,7 @@ class _Builder:
 
 
 class JitProgram:
-    """A prepared forward pass; see `lstm_cli.engines.types.Program`. One caller at a time."""
+    """A prepared forward pass, for one caller at a time; see `make_program`."""
 
     def __init__(self, built: _Builder, machine: Machine) -> None:
         self._x, self._y, self._logits = built.x, built.y, built.logits
@@ -262,7 +262,7 @@ class _Timing(Mapping[int, Mapping[str, float]]):
 
 def make_program(
     layers: Sequence[Layer[Array, Array]], N: int, T: int, dtype: str, resources: Resources
-) -> Program[Array] | None:
+) -> NetworkProgram[Array] | None:
     """The layers' forward pass for N sequences of T steps. None: it runs layer by layer."""
     if not N or not T:
         return None
