@@ -27,7 +27,15 @@ from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Workspace, address
 from lstm_cli.engines.reference.layers import Dropout, Flatten
-from lstm_cli.engines.types import Array, Layer, LayerSpec, ProgramResult, State, Stepper
+from lstm_cli.engines.types import (
+    Array,
+    Layer,
+    LayerSpec,
+    NetworkProgram,
+    ProgramResult,
+    State,
+    Stepper,
+)
 
 MAX_NUMBERS = 1 << 16
 """Most numbers of any layer's values over a batch. The time of a call does not matter for larger
