@@ -26,7 +26,7 @@ from lstm_cli.hdf5.writer import OutputFile, Writer
 StateShape: TypeAlias = tuple[int, int, int, int | None]
 """Layer index, number of directions, size of h, and size of c or None."""
 
-RESERVED = frozenset(("outputs", "lengths", "names", "classes", "state"))
+RESERVED = frozenset(("outputs", "lengths", "names", "classes", "state", "source"))
 """Names in a results file that no sequence may have."""
 
 
@@ -134,13 +134,13 @@ class ResultWriter(Writer):
             file.put("lengths", data.lengths())
         if data.names is not None and self._layout != "groups":
             file.put_texts("names", data.names)
-        if data.windowed:
-            origins = data.window_origins
-            file.put_texts("source/file", origins.files)
-            file.put("source/sequence", origins.sequence)
+        origins = data.origins(0, data.count)
+        file.put_texts("source/file", origins.files)
+        file.put("source/sequence", origins.sequence)
+        if origins.step is not None:
             file.put("source/step", origins.step)
-            if origins.names is not None:
-                file.put_texts("source/name", origins.names)
+        if origins.names is not None:
+            file.put_texts("source/name", origins.names)
         if data.class_labels is not None:
             file.put_texts("classes", data.class_labels)
         for layer, directions, h, c in self._state_shapes:
