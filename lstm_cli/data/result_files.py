@@ -26,7 +26,10 @@ from lstm_cli.hdf5.writer import OutputFile, Writer
 StateShape: TypeAlias = tuple[int, int, int, int | None]
 """Layer index, number of directions, size of h, and size of c or None."""
 
-RESERVED = frozenset(("outputs", "lengths", "names", "classes", "state", "source"))
+BY_SEQUENCE = frozenset(("outputs", "lengths", "names", "state", "source"))
+"""Names in a results file of datasets with a row, or several, for each sequence."""
+
+RESERVED = BY_SEQUENCE | {"classes"}
 """Names in a results file that no sequence may have."""
 
 
@@ -54,6 +57,10 @@ class ResultWriter(Writer):
         Shapes of the states of each recurrent layer.
     force
         Replace a file that another program wrote.
+    span
+        Number of the first sequence that the file holds, and of the one after the last; None: all.
+    group
+        Group that gets the datasets.
 
     Raises
     ------
@@ -74,9 +81,13 @@ class ResultWriter(Writer):
         attributes: Mapping[str, Any],
         states: Sequence[StateShape] = (),
         force: bool = False,
+        span: tuple[int, int] | None = None,
+        group: str = "",
     ) -> None:
         self._file = OutputFile(path, dataset.paths, force=force)
         self._dataset = dataset
+        self._first, self._stop = span or (0, dataset.count)
+        self._prefix = f"{group}/" if group else ""
         self._features = features
         self._per_step = per_step
         self._dtype = np.dtype(dtype)
@@ -93,10 +104,11 @@ class ResultWriter(Writer):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of ``outputs``; for vlen and groups, the shape of all rows one after the other."""
-        data, F = self._dataset, self._features
+        data, F, count = self._dataset, self._features, self._stop - self._first
         if not self._per_step:
-            return data.count, F
-        return (data.count, data.width, F) if data.padded else (data.total_steps, F)
+            return count, F
+        steps = int(self._starts[self._stop] - self._starts[self._first])
+        return (count, data.width, F) if data.padded else (steps, F)
 
     def write(
         self,
@@ -105,51 +117,61 @@ class ResultWriter(Writer):
         states: Mapping[int, tuple[Array, Array | None]] | None = None,
     ) -> None:
         """Write the outputs (N, T, F) or (N, F) of a batch, and final states by layer index."""
-        stop = batch.first + batch.count
+        first, stop = batch.first, batch.first + batch.count
+        rows = slice(first - self._first, stop - self._first)
         if self._layout == "groups":
             self._write_groups(batch, outputs)
         elif not self._per_step:
-            self._file.fill(self._outputs, slice(batch.first, stop), outputs)
+            self._file.fill(self._outputs, rows, outputs)
         elif self._dataset.padded:
             steps = min(outputs.shape[1], self._dataset.width)
-            place = (slice(batch.first, stop), slice(0, steps))
-            self._file.fill(self._outputs, place, outputs[:, :steps])
+            self._file.fill(self._outputs, (rows, slice(0, steps)), outputs[:, :steps])
         elif self._layout == "vlen":
             self._write_rows(batch, outputs)
         else:
-            rows = slice(int(self._starts[batch.first]), int(self._starts[stop]))
-            self._file.fill(self._outputs, rows, valid_rows(batch, outputs, self._dataset))
+            begin, end = (int(self._starts[n] - self._starts[self._first]) for n in (first, stop))
+            valid = valid_rows(batch, outputs, self._dataset)
+            self._file.fill(self._outputs, slice(begin, end), valid)
         for layer, (h, c) in (states or {}).items():
-            self._write_state(layer, slice(batch.first, stop), h, c)
+            self._write_state(layer, rows, h, c)
+
+    def put(self, name: str, values: Array | str) -> None:
+        """Write a further dataset, outside of the group of results."""
+        if isinstance(values, str):
+            self._file.put_texts(name, [values])
+        else:
+            self._file.put(name, values)
 
     def _prepare(self) -> None:
-        data, file = self._dataset, self._file
+        data, file, prefix = self._dataset, self._file, self._prefix
+        first, stop = self._first, self._stop
+        count = stop - first
         file.describe(self._attributes)
         if self._layout == "vlen" and self._per_step:
-            self._outputs = file.create("outputs", (data.count,), self._dtype, vlen=True)
+            self._outputs = file.create(f"{prefix}outputs", (count,), self._dtype, vlen=True)
             file.describe({"features": self._features}, self._outputs)
         elif self._layout != "groups":
-            self._outputs = file.create("outputs", self.shape, self._dtype)
+            self._outputs = file.create(f"{prefix}outputs", self.shape, self._dtype)
         if data.varying:
-            file.put("lengths", data.lengths())
+            file.put(f"{prefix}lengths", data.lengths(first, count))
         if data.names is not None and self._layout != "groups":
-            file.put_texts("names", data.names)
-        origins = data.origins(0, data.count)
-        file.put_texts("source/file", origins.files)
-        file.put("source/sequence", origins.sequence)
+            file.put_texts(f"{prefix}names", data.names[first:stop])
+        origins = data.origins(first, stop)
+        file.put_texts(f"{prefix}source/file", origins.files)
+        file.put(f"{prefix}source/sequence", origins.sequence)
         if origins.step is not None:
-            file.put("source/step", origins.step)
+            file.put(f"{prefix}source/step", origins.step)
         if origins.names is not None:
-            file.put_texts("source/name", origins.names)
+            file.put_texts(f"{prefix}source/name", origins.names)
         if data.class_labels is not None:
-            file.put_texts("classes", data.class_labels)
+            file.put_texts(f"{prefix}classes", data.class_labels)
         for layer, directions, h, c in self._state_shapes:
-            shapes = {"h": (data.count, directions, h)}
-            if c is not None:
-                shapes["c"] = (data.count, directions, c)
+            sizes = {"h": h} if c is None else {"h": h, "c": c}
             datasets = {
-                letter: file.create(f"state/{layer}/{letter}", shape, self._dtype)
-                for letter, shape in shapes.items()
+                letter: file.create(
+                    f"{prefix}state/{layer}/{letter}", (count, directions, size), self._dtype
+                )
+                for letter, size in sizes.items()
             }
             self._states[layer] = datasets["h"], datasets.get("c")
 
@@ -163,11 +185,11 @@ class ResultWriter(Writer):
     def _write_groups(self, batch: Batch, outputs: Array) -> None:
         names = self._dataset.names or []
         for number, values in self._sequences(batch, outputs):
-            self._file.put(f"{names[number]}/outputs", values)
+            self._file.put(f"{self._prefix}{names[number]}/outputs", values)
 
     def _write_rows(self, batch: Batch, outputs: Array) -> None:
         for number, values in self._sequences(batch, outputs):
-            self._file.fill(self._outputs, number, values.reshape(-1))
+            self._file.fill(self._outputs, number - self._first, values.reshape(-1))
 
     def _write_state(self, layer: int, rows: slice, h: Array, c: Array | None) -> None:
         dataset_h, dataset_c = self._states[layer]
