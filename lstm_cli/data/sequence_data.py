@@ -132,8 +132,8 @@ class SequenceData:
         File and path of the inputs of each file, such as ``words.h5:/test/inputs``.
     starts
         Number of the first sequence, and count of sequences, of each file.
-    paths
-        Paths of the files.
+    paths, arguments
+        Paths of the files, and these with their groups as typed.
     reasons
         Reason for the layout of each file, in words.
     files
@@ -161,6 +161,7 @@ class SequenceData:
         self.input_names = tuple(layout.inputs for layout in layouts)
         self.starts = tuple((source.first, source.layout.count) for source in sources)
         self.paths = tuple(source.file.path for source in sources)
+        self.arguments = tuple(source.argument for source in sources)
         self.reasons = tuple(source.reason for source in sources)
         self.files = FileLayouts(tuple(layouts))
         self._access = RandomAccess(self.files)
@@ -299,7 +300,7 @@ class SequenceData:
                 windows = sequence[in_file]
                 sequence[in_file] = layout.positions.sequences(windows)
                 step[in_file] = layout.positions.starts(windows)
-        files = [self._sources[file].argument for file in file_numbers.tolist()]
+        files = [self.arguments[file] for file in file_numbers.tolist()]
         every = [layout.sequence_names() for layout in self._uncut_layouts]
         names = None
         if None not in every:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lstm_cli.engines.types import Array
+from lstm_cli.training.losses import METRICS
 
 _UNIT = 1126
 """Every float64 is a whole multiple of 2 to the power of minus this number."""
@@ -124,7 +125,7 @@ class MetricSums:
             auc = area_under_curve(np.concatenate(self._scores), np.concatenate(self._positive))
             if auc is not None:
                 means["auc"] = auc
-        return means
+        return {name: means[name] for name in METRICS if name in means}
 
     def mean(self, name: str) -> float | None:
         """Mean of one metric so far. None if no row counted, or for ``auc``."""

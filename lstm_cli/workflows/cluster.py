@@ -68,7 +68,7 @@ def check_single(command: str) -> None:
     if size > 1:
         raise UsageError(
             f"{command} was started as {counted(size, 'process')}, but runs on one",
-            expected="one process; train alone shares its work among ranks",
+            expected="one process; only run and train share their work among ranks",
             found=f"{variable}={size}",
             hint=f"start lstm-cli {command} without mpiexec or srun",
         )
@@ -124,7 +124,7 @@ class MpiStatus:
     Attributes
     ----------
     usable
-        Whether `train` can run on several ranks.
+        Whether `run` and `train` can use several ranks.
     mpi4py, library
         Version of mpi4py, and name and version of the MPI library. None: not found.
     reason
