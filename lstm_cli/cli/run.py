@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,23 @@ from lstm_cli.cli.options import (
     model_options,
     output_options,
 )
+from lstm_cli.cli.ranks import ending_together, rank_device, rank_threads
 from lstm_cli.cli.run_report import document, head_lines, print_notes, tail_lines
-from lstm_cli.cli.shares import Division, OpenRun, RunArguments, opened, shard_number
+from lstm_cli.cli.shares import (
+    Division,
+    OpenRun,
+    RunArguments,
+    compute_on_ranks,
+    compute_on_workers,
+    open_pool,
+    opened,
+    shard_number,
+)
 
 if TYPE_CHECKING:
+    from lstm_cli.training.interfaces import Exchange
     from lstm_cli.workflows.run import RunReport
+    from lstm_cli.workflows.shards import Share
 
 EPILOG = """\b
 Examples:
@@ -46,6 +59,17 @@ Examples:
     help="Run the K-th of N shares of the data, and write the shard OUTPUT.shard-K-of-N for "
     "lstm-cli join.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Share the data among N processes, which divide the processors.",
+)
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Share the data among the workers of a Dask cluster; ADDRESS is that of its scheduler.",
+)
 @force_option
 @batch_option
 @output_options
@@ -59,6 +83,8 @@ def command(
     gates: Path | None,
     state: str | None,
     shard: tuple[int, int] | None,
+    workers: int | None,
+    dask: str | None,
     force: bool,
     batch_size: int | None,
     as_json: bool,
@@ -72,25 +98,30 @@ def command(
     and metrics if the data have targets. Several DATA form one dataset. DATA may also be a folder
     of HDF5 files, or a quoted pattern: 'days/*.h5'.
     """
-    console = Console(as_json=as_json, quiet=quiet)
-    division = Division(shard)
-    division.check(output, gates)
-    arguments = RunArguments(
-        config_path,
-        data_paths,
-        output,
-        gates,
-        state,
-        force,
-        batch_size,
-        allow_external,
-        options,
-    )
-    with opened(arguments, console) as run:
-        _run(run, division, console)
+    from lstm_cli.workflows.cluster import open_exchange
+
+    exchange = open_exchange()
+    with ending_together(exchange):
+        console = Console(as_json=as_json, quiet=quiet)
+        division = Division(shard, workers, dask, exchange.size)
+        division.check(output, gates)
+        arguments = RunArguments(
+            config_path,
+            data_paths,
+            output,
+            gates,
+            state,
+            force,
+            batch_size,
+            allow_external,
+            replace(options, device=rank_device(options, exchange)),
+        )
+        threads = division.default_threads or rank_threads(exchange)
+        with opened(arguments, console, threads) as run:
+            _run(run, division, exchange, console)
 
 
-def _run(run: OpenRun, division: Division, console: Console) -> None:
+def _run(run: OpenRun, division: Division, exchange: Exchange, console: Console) -> None:
     """Compute, and print the report."""
     from lstm_cli.workflows.inspect_shapes import network_shapes
     from lstm_cli.workflows.shards import shard_path
@@ -98,11 +129,22 @@ def _run(run: OpenRun, division: Division, console: Console) -> None:
     arguments, output = run.arguments, run.arguments.output
     division.check_model(run.model)
     shapes = network_shapes(run.model.config)
-    console.show(*head_lines(run.model, run.data, shapes))
-    more: dict[str, Any] = {}
-    if division.shard is not None and output is not None:
-        report, more = _one_share(run, division.shard, console)
-        output = shard_path(output, *division.shard)
+    pool = open_pool(division)
+    processes: dict[str, int] = {}
+    if pool is not None:
+        processes = {"workers": pool.size}
+    elif exchange.size > 1:
+        processes = {"ranks": exchange.size}
+    on = "".join(f", on {count} {noun}" for noun, count in processes.items())
+    console.show(*head_lines(run.model, run.data, shapes, on))
+    more: dict[str, Any] = dict(processes)
+    if pool is not None:
+        report = compute_on_workers(run, pool, console)
+    elif exchange.size > 1:
+        report = compute_on_ranks(run, exchange, console)
+    elif division.shard is not None and output is not None:
+        report, share = _one_share(run, division.shard, console)
+        output, more = shard_path(output, *division.shard), {"share": share}
     else:
         report = _whole(run, console)
     print_notes(console, report)
@@ -128,9 +170,7 @@ def _whole(run: OpenRun, console: Console) -> RunReport:
         )
 
 
-def _one_share(
-    run: OpenRun, shard: tuple[int, int], console: Console
-) -> tuple[RunReport, dict[str, Any]]:
+def _one_share(run: OpenRun, shard: tuple[int, int], console: Console) -> tuple[RunReport, Share]:
     """Run one share, unless an earlier run has finished it."""
     from lstm_cli.workflows.shards import share_of
 
@@ -140,4 +180,4 @@ def _one_share(
         report, note = run.compute_share(share, lambda count: (advance(count), check())[0])
     if note is not None:
         console.note(f"note: {note}")
-    return report, {"share": share}
+    return report, share

@@ -24,8 +24,16 @@ LOSS_NAMES = {
 }
 
 
-def head_lines(model: Model, data: SequenceData, shapes: tuple[LayerShapes, ...]) -> list[Any]:
-    """Lines on the model, the data and the machine, and the tables of all gates."""
+def head_lines(
+    model: Model, data: SequenceData, shapes: tuple[LayerShapes, ...], processes: str = ""
+) -> list[Any]:
+    """Lines on the model, the data and the machine, and the tables of all gates.
+
+    Parameters
+    ----------
+    processes
+        End of the line on the machine, for several processes: ``, on 2 workers``.
+    """
     from lstm_cli.cli.tables import gate_tables, heading, normalized_line, other_layer
 
     engine = model.network.engine
@@ -34,7 +42,7 @@ def head_lines(model: Model, data: SequenceData, shapes: tuple[LayerShapes, ...]
     lines: list[Any] = [
         f"{model.config.name} · {data.description}",
         f"weights {model.weights_name} ({count}{digest})",
-        machine_line(engine),
+        machine_line(engine) + processes,
     ]
     if model.network.normalization is not None:
         lines.insert(2, normalized_line(model.weights_name))

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from lstm_cli.cli.console import Console
+from lstm_cli.cli.interrupts import interruptible
 from lstm_cli.cli.options import ModelOptions, check_apart, check_order, data_options
-from lstm_cli.errors import UsageError
+from lstm_cli.errors import DeviceError, LstmCliError, Problem, UsageError
 
 if TYPE_CHECKING:
     from lstm_cli.data import SequenceData
     from lstm_cli.engines.selection import EngineChoice
+    from lstm_cli.training.interfaces import Exchange
     from lstm_cli.workflows import Model
     from lstm_cli.workflows.run import RunReport
     from lstm_cli.workflows.shards import Share
+    from lstm_cli.workflows.workers import WorkerPool
 
 SHARES_PER_WORKER = 8
 """Shares for each worker, so that all workers end at about the same time."""
@@ -70,6 +76,18 @@ class Division:
             "several ranks": self.ranks if self.ranks > 1 else None,
         }
         return [name for name, value in values.items() if value is not None]
+
+    @property
+    def default_threads(self) -> int | None:
+        """Threads of each process if ``--threads`` is not given; None: this process is alone.
+
+        A worker of Dask computes as many shares at once as it has threads.
+        """
+        from lstm_cli.engines.threads import default_threads
+
+        if self.workers is not None:
+            return max(1, default_threads() // self.workers)
+        return None if self.dask is None else 1
 
     def check(self, output: Path | None, gates: Path | None) -> None:
         """Raise UsageError if options exclude one another."""
@@ -186,3 +204,123 @@ def opened(
         choice = options.choose_engine(console, threads)
         model = options.model(source, config, choice.engine, console)
         yield OpenRun(arguments, model, data, choice)
+
+
+@dataclass(frozen=True)
+class ShareFailure:
+    """An error of another process, in parts that can be sent."""
+
+    problems: tuple[Problem, ...]
+    headline: str | None
+    exit_code: int
+
+    def error(self) -> LstmCliError:
+        """The error, to raise in this process."""
+        error = LstmCliError(self.problems, headline=self.headline)
+        error.exit_code = self.exit_code
+        return error
+
+
+def share_on_worker(
+    arguments: RunArguments, folder: str, of: int, number: int
+) -> tuple[RunReport, str | None] | ShareFailure:
+    """Compute a share in another process, in the working folder of the command."""
+    from lstm_cli.workflows.shards import share_of
+
+    try:
+        _enter(folder)
+        with opened(arguments, Console(quiet=True)) as run:
+            share = share_of(run.data, number, of)
+            report, note = run.compute_share(share, lambda count: None)
+    except LstmCliError as error:
+        return ShareFailure(error.problems, error.headline, error.exit_code)
+    return (report if arguments.output is None else replace(report, sums=None)), note
+
+
+def _enter(folder: str) -> None:
+    """Make the command's working folder that of this process."""
+    if os.getcwd() == folder:
+        return
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise DeviceError(
+            f"a worker does not see the folder {folder}",
+            expected="workers that share the files of the command",
+            found=f"{error.strerror}, on {platform.node()}",
+        ) from None
+
+
+def open_pool(division: Division) -> WorkerPool | None:
+    """The pool of processes that the options ask for."""
+    from lstm_cli.workflows.cluster import DaskPool
+    from lstm_cli.workflows.workers import ProcessPool
+
+    if division.workers is not None:
+        return ProcessPool(division.workers)
+    return None if division.dask is None else DaskPool(division.dask)
+
+
+def compute_on_workers(run: OpenRun, pool: WorkerPool, console: Console) -> RunReport:
+    """Compute all shares on the processes of a pool, and join them."""
+    from lstm_cli.workflows.shards import joined_report, share_of
+    from lstm_cli.workflows.workers import run_tasks
+
+    data, count = run.data, max(1, min(SHARES_PER_WORKER * pool.size, run.data.count))
+    options = replace(run.arguments.options, threads=run.model.network.engine.threads)
+    arguments = replace(run.arguments, options=options)
+    compute = partial(share_on_worker, arguments, os.getcwd(), count)
+    reports: dict[int, RunReport] = {}
+    bar = console.progress(data.count, "sequences")
+    with bar as advance, interruptible("ending the workers", quiet=console.quiet) as check:
+
+        def finished(number: int, result: tuple[RunReport, str | None] | ShareFailure) -> None:
+            if isinstance(result, ShareFailure):
+                raise result.error()
+            reports[number], note = result
+            share = share_of(data, number, count)
+            advance(share.stop - share.first)
+            if note is not None:
+                console.note(f"note: {note}")
+            elif not console.is_interactive:
+                console.note(f"share {number} is done, {len(reports)} of {count}")
+
+        run_tasks(pool, compute, range(1, count + 1), finished, check)
+    if run.arguments.output is not None:
+        return join(run.arguments.output, run.arguments.force, count, console)
+    return joined_report([reports[number] for number in range(1, count + 1)])
+
+
+def compute_on_ranks(run: OpenRun, exchange: Exchange, console: Console) -> RunReport:
+    """Compute the share of this rank; rank 0 joins those of all."""
+    from lstm_cli.workflows.shards import joined_report, share_of
+
+    arguments, share = run.arguments, share_of(run.data, exchange.rank + 1, exchange.size)
+    bar = console.progress(share.stop - share.first, "sequences")
+    with bar as advance, interruptible("finishing the batch", quiet=console.quiet) as check:
+        report, note = run.compute_share(share, lambda count: (advance(count), check())[0])
+    if arguments.output is None:
+        return joined_report(exchange.gather(report))
+    for text in exchange.gather(note):  # all shards are written
+        if text is not None:
+            console.note(f"note: {text}")
+    if exchange.rank:
+        code = exchange.gather(None)[0]
+        if code:
+            raise click.exceptions.Exit(code)
+        return report
+    try:
+        report = join(arguments.output, arguments.force, exchange.size, console)
+    except LstmCliError as error:
+        exchange.gather(error.exit_code)
+        raise
+    exchange.gather(0)
+    return report
+
+
+def join(output: Path, force: bool, count: int, console: Console) -> RunReport:
+    """Join all shards of the results, with progress on stderr."""
+    from lstm_cli.workflows.shards import join_shards
+
+    with console.progress(count, "shards") as advance:
+        return join_shards(output, force=force, progress=advance)[0]
