@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import click
@@ -221,20 +223,48 @@ class ShareFailure:
         return error
 
 
+_kept_runs: dict[int, tuple[str, ExitStack, OpenRun]] = {}
+"""The open run of each thread of a worker process, with the token of its command.
+
+A worker computes many shares of one command, and opens the model and the data once.
+"""
+
+
 def share_on_worker(
-    arguments: RunArguments, folder: str, of: int, number: int
+    arguments: RunArguments, folder: str, token: str, of: int, number: int
 ) -> tuple[RunReport, str | None] | ShareFailure:
     """Compute a share in another process, in the working folder of the command."""
     from lstm_cli.workflows.shards import share_of
 
     try:
         _enter(folder)
-        with opened(arguments, Console(quiet=True)) as run:
-            share = share_of(run.data, number, of)
-            report, note = run.compute_share(share, lambda count: None)
+        run = _kept_run(arguments, token)
+        report, note = run.compute_share(share_of(run.data, number, of), lambda count: None)
     except LstmCliError as error:
         return ShareFailure(error.problems, error.headline, error.exit_code)
     return (report if arguments.output is None else replace(report, sums=None)), note
+
+
+def _kept_run(arguments: RunArguments, token: str) -> OpenRun:
+    thread = threading.get_ident()
+    if thread in _kept_runs and _kept_runs[thread][0] == token:
+        return _kept_runs[thread][2]
+    _close_run(thread)
+    with ExitStack() as stack:
+        run = stack.enter_context(opened(arguments, Console(quiet=True)))
+        _kept_runs[thread] = token, stack.pop_all(), run
+    return run
+
+
+def _close_run(thread: int) -> None:
+    if thread in _kept_runs:
+        _kept_runs.pop(thread)[1].close()
+
+
+def close_runs() -> None:
+    """Close the data and drop the models that a worker has kept."""
+    for thread in list(_kept_runs):
+        _close_run(thread)
 
 
 def _enter(folder: str) -> None:
@@ -258,7 +288,7 @@ def open_pool(division: Division) -> WorkerPool | None:
 
     if division.workers is not None:
         return ProcessPool(division.workers)
-    return None if division.dask is None else DaskPool(division.dask)
+    return None if division.dask is None else DaskPool(division.dask, close_runs)
 
 
 def compute_on_workers(run: OpenRun, pool: WorkerPool, console: Console) -> RunReport:
@@ -269,7 +299,7 @@ def compute_on_workers(run: OpenRun, pool: WorkerPool, console: Console) -> RunR
     data, count = run.data, max(1, min(SHARES_PER_WORKER * pool.size, run.data.count))
     options = replace(run.arguments.options, threads=run.model.network.engine.threads)
     arguments = replace(run.arguments, options=options)
-    compute = partial(share_on_worker, arguments, os.getcwd(), count)
+    compute = partial(share_on_worker, arguments, os.getcwd(), token_hex(8), count)
     reports: dict[int, RunReport] = {}
     bar = console.progress(data.count, "sequences")
     with bar as advance, interruptible("ending the workers", quiet=console.quiet) as check:

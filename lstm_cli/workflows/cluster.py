@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -277,6 +277,8 @@ class DaskPool:
     ----------
     address
         Address of the scheduler, or the path of its JSON file.
+    release
+        Function that every worker calls once all tasks are done.
 
     Raises
     ------
@@ -284,7 +286,8 @@ class DaskPool:
         The extra is missing, the scheduler does not answer, or it has no workers.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, release: Callable[[], None]) -> None:
+        self._release = release
         try:
             from distributed import Client
         except ImportError as error:
@@ -324,6 +327,8 @@ class DaskPool:
     def stop(self, executor: Executor, *, is_done: bool) -> None:
         """See `lstm_cli.workflows.workers.WorkerPool`."""
         executor.shutdown(wait=is_done)
+        if is_done:
+            self._client.run(self._release, on_error="ignore")
         self._client.close()
 
     def is_lost(self, error: BaseException) -> bool:
