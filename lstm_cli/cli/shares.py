@@ -69,17 +69,6 @@ class Division:
     ranks: int = 1
 
     @property
-    def options(self) -> list[str]:
-        """Options that divide the run."""
-        values = {
-            "--shard": self.shard,
-            "--workers": self.workers,
-            "--dask": self.dask,
-            "several ranks": self.ranks if self.ranks > 1 else None,
-        }
-        return [name for name, value in values.items() if value is not None]
-
-    @property
     def default_threads(self) -> int | None:
         """Threads of each process if ``--threads`` is not given; None: this process is alone.
 
@@ -91,38 +80,42 @@ class Division:
             return max(1, default_threads() // self.workers)
         return None if self.dask is None else 1
 
+    @property
+    def options(self) -> list[str]:
+        """Options that divide the run."""
+        values = {
+            "--shard": self.shard,
+            "--workers": self.workers,
+            "--dask": self.dask,
+            "several ranks": self.ranks if self.ranks > 1 else None,
+        }
+        return [name for name, value in values.items() if value is not None]
+
     def check(self, output: Path | None, gates: Path | None) -> None:
-        """Raise UsageError if options exclude one another."""
-        options = self.options
+        """Raise UsageError if options exclude one another. One process alone writes gates."""
+        options = [*self.options, *(["--gates"] if gates is not None and self.options else [])]
         if len(options) > 1:
+            excess = next(name for name in reversed(options) if name.startswith("--"))
             raise UsageError(
                 f"{options[0]} and {options[1]} exclude one another",
-                expected="one way to share the work",
+                expected="one of them",
                 found=", ".join(options),
-                hint=f"leave out {options[0]}"
-                if options[0] in ("--shard", "--workers", "--dask")
-                else None,
-            )
-        if options and gates is not None:
-            raise UsageError(
-                f"--gates and {options[0]} exclude one another: gates are written by one process",
-                found=f"--gates {gates}",
-                hint="leave out --gates",
+                hint=f"leave out {excess}",
             )
         if self.shard is not None and output is None:
             raise UsageError(
-                "--shard needs --output: the shard is written beside it",
-                hint=f"--output results.h5 --shard {self.shard[0]}/{self.shard[1]}",
+                "a shard is written beside the results, but these have no name",
+                hint="--output results.h5",
             )
 
     def check_model(self, model: Model) -> None:
         """Raise UsageError if the work on a network cannot be shared."""
         if self.options and model.stateful:
             raise UsageError(
-                f"a stateful network cannot run with {self.options[0]}: each batch continues the "
-                "states of the batch before, so that nothing can be computed apart",
+                f"a stateful network cannot run with {self.options[0]}: each batch continues from "
+                "the states of the batch before, so that batches cannot be shared out",
                 expected="a network without stateful layers, or one process",
-                hint=f"leave out {self.options[0]}" if self.ranks == 1 else "start one process",
+                hint=f"leave out {self.options[0]}" if self.ranks == 1 else None,
             )
 
 

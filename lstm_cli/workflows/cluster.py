@@ -292,7 +292,7 @@ class DaskPool:
             from distributed import Client
         except ImportError as error:
             raise DeviceError(
-                "--dask needs the package distributed",
+                "a Dask cluster is reached through the package distributed, which is missing",
                 expected="the dask extra",
                 found=str(error),
                 hint=DASK_EXTRA,

@@ -241,7 +241,7 @@ def read_shard(path: Path) -> Shard:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is no shard of results",
-            expected="a file that lstm-cli run --shard writes",
+            expected="the results of a share, with a description",
             found=f"{type(error).__name__}: {error}",
             where=str(path),
         ) from error
