@@ -22,8 +22,8 @@ from lstm_cli.cli.options import (
 from lstm_cli.cli.ranks import ending_together, rank_device, rank_threads
 from lstm_cli.cli.run_report import document, head_lines, print_notes, tail_lines
 from lstm_cli.cli.shares import (
-    Division,
     OpenRun,
+    Processes,
     RunArguments,
     compute_on_ranks,
     compute_on_workers,
@@ -103,8 +103,8 @@ def command(
     exchange = open_exchange()
     with ending_together(exchange):
         console = Console(as_json=as_json, quiet=quiet)
-        division = Division(shard, workers, dask, exchange.size)
-        division.check(output, gates)
+        processes = Processes(shard, workers, dask, exchange.size)
+        processes.check(output, gates)
         arguments = RunArguments(
             config_path,
             data_paths,
@@ -116,35 +116,34 @@ def command(
             allow_external,
             replace(options, device=rank_device(options, exchange)),
         )
-        threads = division.default_threads or rank_threads(exchange)
+        threads = processes.default_threads or rank_threads(exchange)
         with opened(arguments, console, threads) as run:
-            _run(run, division, exchange, console)
+            _run(run, processes, exchange, console)
 
 
-def _run(run: OpenRun, division: Division, exchange: Exchange, console: Console) -> None:
+def _run(run: OpenRun, processes: Processes, exchange: Exchange, console: Console) -> None:
     """Compute, and print the report."""
     from lstm_cli.workflows.inspect_shapes import network_shapes
     from lstm_cli.workflows.shards import shard_path
 
     arguments, output = run.arguments, run.arguments.output
-    division.check_model(run.model)
+    processes.check_model(run.model)
     shapes = network_shapes(run.model.config)
-    pool = open_pool(division)
-    processes: dict[str, int] = {}
+    pool = open_pool(processes)
+    more: dict[str, Any] = {}
     if pool is not None:
-        processes = {"workers": pool.size}
+        more = {"workers": pool.size}
     elif exchange.size > 1:
-        processes = {"ranks": exchange.size}
-    on = "".join(f", on {count} {noun}" for noun, count in processes.items())
+        more = {"ranks": exchange.size}
+    on = "".join(f", on {count} {noun}" for noun, count in more.items())
     console.show(*head_lines(run.model, run.data, shapes, on))
-    more: dict[str, Any] = dict(processes)
     if pool is not None:
         report = compute_on_workers(run, pool, console)
     elif exchange.size > 1:
         report = compute_on_ranks(run, exchange, console)
-    elif division.shard is not None and output is not None:
-        report, share = _one_share(run, division.shard, console)
-        output, more = shard_path(output, *division.shard), {"share": share}
+    elif processes.shard is not None and output is not None:
+        report, share = _one_share(run, processes.shard, console)
+        output, more = shard_path(output, *processes.shard), {"share": share}
     else:
         report = _whole(run, console)
     print_notes(console, report)

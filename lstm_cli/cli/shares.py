@@ -47,7 +47,7 @@ def shard_number(
 
 
 @dataclass(frozen=True)
-class Division:
+class Processes:
     """Processes that share a run.
 
     Attributes
@@ -274,14 +274,14 @@ def _enter(folder: str) -> None:
         ) from None
 
 
-def open_pool(division: Division) -> WorkerPool | None:
+def open_pool(processes: Processes) -> WorkerPool | None:
     """The pool of processes that the options ask for."""
     from lstm_cli.workflows.cluster import DaskPool
     from lstm_cli.workflows.workers import ProcessPool
 
-    if division.workers is not None:
-        return ProcessPool(division.workers)
-    return None if division.dask is None else DaskPool(division.dask, close_runs)
+    if processes.workers is not None:
+        return ProcessPool(processes.workers)
+    return None if processes.dask is None else DaskPool(processes.dask, close_runs)
 
 
 def compute_on_workers(run: OpenRun, pool: WorkerPool, console: Console) -> RunReport:

@@ -23,8 +23,8 @@ from lstm_cli.data.file_arguments import SHARD
 from lstm_cli.data.lengths import starts_of
 from lstm_cli.data.result_files import BY_SEQUENCE
 from lstm_cli.errors import DataError, counted, quote
-from lstm_cli.hdf5.concatenation import Concatenation
 from lstm_cli.hdf5.file import Hdf5File, split_argument
+from lstm_cli.hdf5.joined_file import JoinedFile
 from lstm_cli.output_files import HDF5_ATTRIBUTE, has_producer_mark
 from lstm_cli.training.metric_sums import MetricSums
 from lstm_cli.version import __version__
@@ -327,7 +327,7 @@ def join_shards(
         "weights_sha256": first["weights"],
     }
     paths = [str(shard.path) for shard in shards]
-    with Concatenation(
+    with JoinedFile(
         str(output),
         paths,
         group=RESULTS,

@@ -17,7 +17,7 @@ BLOCK_ROWS = 64
 """Rows of variable length, or texts, that are copied at a time."""
 
 
-class Concatenation(Writer):
+class JoinedFile(Writer):
     """Writes the datasets of several files, one after the other; a context manager.
 
     Parameters
