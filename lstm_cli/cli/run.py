@@ -179,4 +179,5 @@ def _one_share(run: OpenRun, shard: tuple[int, int], console: Console) -> tuple[
         report, note = run.compute_share(share, lambda count: (advance(count), check())[0])
     if note is not None:
         console.note(f"note: {note}")
-    return report, share
+    metrics = {} if report.sums is None else report.sums.result()
+    return replace(report, metrics=metrics), share

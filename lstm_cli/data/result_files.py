@@ -29,6 +29,9 @@ StateShape: TypeAlias = tuple[int, int, int, int | None]
 BY_SEQUENCE = frozenset(("outputs", "lengths", "names", "state", "source"))
 """Names in a results file of datasets with a row, or several, for each sequence."""
 
+ORIGINS_BLOCK = 1 << 16
+"""Number of sequences whose origins are written at a time."""
+
 RESERVED = BY_SEQUENCE | {"classes"}
 """Names in a results file that no sequence may have."""
 
@@ -156,13 +159,7 @@ class ResultWriter(Writer):
             file.put(f"{prefix}lengths", data.lengths(first, count))
         if data.names is not None and self._layout != "groups":
             file.put_texts(f"{prefix}names", data.names[first:stop])
-        origins = data.origins(first, stop)
-        file.put_texts(f"{prefix}source/file", origins.files)
-        file.put(f"{prefix}source/sequence", origins.sequence)
-        if origins.step is not None:
-            file.put(f"{prefix}source/step", origins.step)
-        if origins.names is not None:
-            file.put_texts(f"{prefix}source/name", origins.names)
+        self._write_origins()
         if data.class_labels is not None:
             file.put_texts(f"{prefix}classes", data.class_labels)
         for layer, directions, h, c in self._state_shapes:
@@ -174,6 +171,27 @@ class ResultWriter(Writer):
                 for letter, size in sizes.items()
             }
             self._states[layer] = datasets["h"], datasets.get("c")
+
+    def _write_origins(self) -> None:
+        """Write where the sequences come from, block by block, since texts take much memory."""
+        file, place, first, stop = self._file, f"{self._prefix}source", self._first, self._stop
+        count = stop - first
+        files = file.create_texts(f"{place}/file", count)
+        sequence = file.create(f"{place}/sequence", (count,), np.int64)
+        step = names = None
+        if self._dataset.windowed:
+            step = file.create(f"{place}/step", (count,), np.int64)
+        if self._dataset.has_names:
+            names = file.create_texts(f"{place}/name", count)
+        for start in range(first, stop, ORIGINS_BLOCK):
+            end = min(stop, start + ORIGINS_BLOCK)
+            rows, origins = slice(start - first, end - first), self._dataset.origins(start, end)
+            file.fill_texts(files, rows, origins.files)
+            file.fill(sequence, rows, origins.sequence)
+            if step is not None and origins.step is not None:
+                file.fill(step, rows, origins.step)
+            if names is not None and origins.names is not None:
+                file.fill_texts(names, rows, origins.names)
 
     def _sequences(self, batch: Batch, outputs: Array) -> Iterator[tuple[int, Array]]:
         """Number and outputs of each sequence: its valid steps (T, F), or (F,)."""

@@ -301,17 +301,23 @@ class SequenceData:
                 sequence[in_file] = layout.positions.sequences(windows)
                 step[in_file] = layout.positions.starts(windows)
         files = [self.arguments[file] for file in file_numbers.tolist()]
-        every = [layout.sequence_names() for layout in self._uncut_layouts]
         names = None
-        if None not in every:
+        if self.has_names:
             places = zip(file_numbers.tolist(), sequence.tolist(), strict=True)
-            names = [(every[file] or [])[number] for file, number in places]
+            names = [(self._uncut_names[file] or [])[number] for file, number in places]
         return Origins(files, sequence, step, names)
 
     @property
-    def _uncut_layouts(self) -> list[SequenceLayout]:
+    def has_names(self) -> bool:
+        """Whether all files name their sequences, or those that windows are cut from."""
+        return None not in self._uncut_names
+
+    @cached_property
+    def _uncut_names(self) -> list[list[str] | None]:
+        """Names of the uncut sequences of each file."""
         layouts = self.files.layouts
-        return [layout.base if isinstance(layout, Windows) else layout for layout in layouts]
+        uncut = (layout.base if isinstance(layout, Windows) else layout for layout in layouts)
+        return [layout.sequence_names() for layout in uncut]
 
     def place(self, number: int) -> str:
         """File and path of the inputs of a sequence."""

@@ -13,8 +13,8 @@ from lstm_cli.hdf5.writer import OutputFile, Writer
 
 BLOCK_BYTES = 16 << 20
 """Bytes of values that are copied at a time."""
-BLOCK_ROWS = 64
-"""Rows of variable length, or texts, that are copied at a time."""
+BLOCK_ROWS, BLOCK_TEXTS = 64, 4096
+"""Rows of variable length, and texts, that are copied at a time."""
 
 
 class JoinedFile(Writer):
@@ -101,7 +101,7 @@ class JoinedFile(Writer):
     def _fill(self, target: Any, first: int, dataset: Any) -> None:
         """Copy a dataset to the rows of another one from `first`."""
         count, is_vlen = dataset.shape[0], h5py.check_vlen_dtype(dataset.dtype) not in (None, str)
-        size = BLOCK_ROWS
+        size = BLOCK_ROWS if is_vlen else BLOCK_TEXTS
         if dataset.dtype.kind != "O":
             size = max(1, BLOCK_BYTES * max(count, 1) // max(dataset.nbytes, 1))
         for start in range(0, count, size):

@@ -155,11 +155,9 @@ def area_under_curve(scores: Array, positive: Array) -> float | None:
 
     It is the Mann-Whitney statistic: the probability that a positive scores above a negative.
     """
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if positives == 0 or negatives == 0:
+    above, below = np.sort(scores[positive]), np.sort(scores[~positive])
+    if not len(above) or not len(below):
         return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2  # the mean rank of each distinct score
-    above = ranks[inverse][positive].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
+    # Pairs of a positive and a lower negative, twice, and pairs of equal scores, once: integers.
+    pairs = sum(int(np.searchsorted(below, above, side).sum()) for side in ("left", "right"))
+    return pairs / (2 * len(above) * len(below))

@@ -96,7 +96,7 @@ class RunReport:
     seconds
         Seconds of reading, computing and writing together.
     metrics
-        Metrics by name; empty without targets.
+        Metrics by name; empty without targets, and for a `PartialRun`, which has `sums`.
     loss
         Name of the loss among the metrics.
     notes
@@ -408,7 +408,7 @@ class _Run:
             (stop - first, *steps, network.output_size),
             timing_rows(self.watch, network.layers, seconds, stop - first),
             seconds,
-            self.metrics.result() if self.metrics is not None else {},
+            self.metrics.result() if self.metrics is not None and self.part is None else {},
             self.metrics.loss if self.metrics is not None else None,
             (*notes, *self.pipeline.notes),
             NotFiniteOutputs(self.bad_sequences, self.first_bad) if self.bad_sequences else None,

@@ -118,7 +118,7 @@ def run_share(
     Returns
     -------
     report, note
-        Report of the share; a note if an earlier run has left its shard.
+        Report of the share, without metrics; a note if an earlier run has left its shard.
     """
     description, note = describe_share(model, data, share, files.state), None
     if files.output is not None:
@@ -190,7 +190,7 @@ class Shard:
     description
         See `describe_share`.
     report
-        Report of the run of its share, without timings.
+        Report of the run of its share, without timings and metrics.
     """
 
     path: Path
@@ -229,7 +229,6 @@ def read_shard(path: Path) -> Shard:
             tuple(values["output_shape"]),
             (),
             0.0,
-            {} if sums is None else sums.result(),
             loss=values["loss"],
             notes=tuple(values["notes"]),
             not_finite=None if bad is None else NotFiniteOutputs(**bad),

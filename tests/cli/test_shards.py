@@ -233,8 +233,8 @@ def test_initial_states(lstm, two):
 def test_options_that_do_not_go_together(lstm, two):
     run, out = two[:3], two[3:]
     for more, text in (
-        (("--shard", "1/2"), "--shard needs --output"),
-        ((*out, "--shard", "1/2", "--gates", "g.h5"), "--gates and --shard exclude one another"),
+        (("--shard", "1/2"), "a shard is written beside the results"),
+        ((*out, "--shard", "1/2", "--gates", "g.h5"), "--shard and --gates exclude one another"),
         ((*out, "--shard", "0/2"), "'0/2' is not K/N"),
         ((*out, "--shard", "3/2"), "'3/2' is not K/N"),
         ((*out, "--shard", "half"), "'half' is not K/N"),
