@@ -141,6 +141,23 @@ def test_batches_of_any_size_give_the_same_bits(loss: str, features: int) -> Non
     assert results == [results[0]] * len(results)
 
 
+@pytest.mark.parametrize("features", [2, 9, 40, 300])
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_the_value_of_a_row_depends_on_no_other_row(loss: str, features: int) -> None:
+    a = (3 * rng().standard_normal((200, features))).astype(np.float32)
+    targets: Any = rng(1).random((200, features)).astype(np.float32)
+    if loss == "cross_entropy":
+        targets = rng(1).integers(0, features, 200)
+    measured = [metrics(loss, features=features) for _ in range(200)]
+    for n, one in enumerate(measured):
+        one.update(a[n : n + 1], a[n : n + 1], targets[n : n + 1], None)
+    both = metrics(loss, features=features)
+    both.update(a, a, targets, None)
+    for one in measured:
+        both.sums["loss"].add(-one.sums["loss"].parts())
+    assert both.sums["loss"].value == 0.0
+
+
 def test_shares_and_one_hot() -> None:
     logits, classes = rng().standard_normal((N, F)), rng(1).integers(0, F, N)
     plain = measure(metrics("cross_entropy"), logits, logits, classes, None)
