@@ -206,6 +206,16 @@ class OutputFile:
                 dtype=h5py.string_dtype(),
             )
 
+    def create_texts(self, name: str, count: int) -> Any:
+        """Create a dataset (count,) of text, to be filled by `fill_texts`."""
+        with self._writing_errors():
+            return self._handle.create_dataset(name, (count,), h5py.string_dtype())
+
+    def fill_texts(self, dataset: Any, place: slice, texts: Sequence[str]) -> None:
+        """Write texts to a part of a dataset from `create_texts`."""
+        with self._writing_errors():
+            dataset[place] = [_storable(text) for text in texts]
+
     def fill(self, dataset: Any, place: Any, values: Array) -> None:
         """Write `values` to a selection of a dataset from `create`."""
         with self._writing_errors():
