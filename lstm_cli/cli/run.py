@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lstm_cli.cli.console import Console
 from lstm_cli.cli.interrupts import interruptible
@@ -16,6 +18,7 @@ from lstm_cli.cli.options import (
     batch_option,
     external_option,
     force_option,
+    machine_line,
     model_options,
     output_options,
 )
@@ -31,6 +34,7 @@ from lstm_cli.cli.shares import (
     opened,
     shard_number,
 )
+from lstm_cli.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from lstm_cli.training.interfaces import Exchange
@@ -41,12 +45,27 @@ EPILOG = """\b
 Examples:
   lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
   lstm-cli run model.onnx events.h5 --output results.h5
-  lstm-cli run config.yaml week1.h5 week2.h5 --dtype float64 --json"""
+  lstm-cli run config.yaml week1.h5 week2.h5 --dtype float64 --json
+  sensor | lstm-cli run model.safetensors --stream csv"""
+
+
+NOT_STREAMED = {
+    "DATA": "data_paths",
+    "--output": "output",
+    "--gates": "gates",
+    "--state": "state",
+    "--shard": "shard",
+    "--workers": "workers",
+    "--dask": "dask",
+    "--batch-size": "batch_size",
+    "--json": "as_json",
+}
+"""Arguments that exclude ``--stream``, and their names in Python."""
 
 
 @click.command(epilog=EPILOG)
 @click.argument("config_path", metavar="CONFIG")
-@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True)
+@click.argument("data_paths", metavar="DATA...", nargs=-1)
 @click.option("--output", type=FILE, help="Write outputs and final states to this HDF5 file.")
 @click.option(
     "--gates", type=FILE, help="Write the values of every gate and step to this HDF5 file."
@@ -70,6 +89,12 @@ Examples:
     metavar="ADDRESS",
     help="Share the data among the workers of a Dask cluster; ADDRESS is that of its scheduler.",
 )
+@click.option(
+    "--stream",
+    type=click.Choice(("csv", "f32")),
+    help="Read steps from standard input instead of DATA, and write the outputs of each as soon as "
+    "it is read: lines of numbers (csv) or float32 (f32).",
+)
 @force_option
 @batch_option
 @output_options
@@ -85,6 +110,7 @@ def command(
     shard: tuple[int, int] | None,
     workers: int | None,
     dask: str | None,
+    stream: str | None,
     force: bool,
     batch_size: int | None,
     as_json: bool,
@@ -104,6 +130,11 @@ def command(
     with ending_together(exchange):
         console = Console(as_json=as_json, quiet=quiet)
         processes = Processes(shard, workers, dask, exchange.size)
+        if stream is not None:
+            _stream(stream, config_path, options, console, exchange.size)
+            return
+        if not data_paths:
+            raise _missing_data()
         processes.check(output, gates)
         arguments = RunArguments(
             config_path,
@@ -119,6 +150,36 @@ def command(
         threads = processes.default_threads or rank_threads(exchange)
         with opened(arguments, console, threads) as run:
             _run(run, processes, exchange, console)
+
+
+def _missing_data() -> click.MissingParameter:
+    context = click.get_current_context()
+    data = next(one for one in context.command.params if one.name == "data_paths")
+    return click.MissingParameter(ctx=context, param=data)
+
+
+def _stream(
+    format: str, config_path: str, options: ModelOptions, console: Console, ranks: int
+) -> None:
+    """Run step by step, from standard input to standard output; notes go to stderr."""
+    from lstm_cli.workflows.streaming import run_stream
+
+    given = click.get_current_context().get_parameter_source
+    excluded = [o for o, name in NOT_STREAMED.items() if given(name) is ParameterSource.COMMANDLINE]
+    excluded += ["several ranks"] if ranks > 1 else []
+    if excluded:
+        raise UsageError(
+            f"a stream and {excluded[0]} exclude one another",
+            expected="steps from standard input, outputs to standard output",
+            found=", ".join(excluded),
+            hint=f"leave out {excluded[0]}" if ranks == 1 else None,
+        )
+    source = options.reading.open(config_path)
+    config = options.config(source)
+    engine = options.choose_engine(console, 1).engine
+    model = options.model(source, config, engine, console)
+    count = run_stream(model, format, sys.stdin.buffer, sys.stdout.buffer)
+    console.note(f"{counted(count, 'step')}, {machine_line(engine)}")
 
 
 def _run(run: OpenRun, processes: Processes, exchange: Exchange, console: Console) -> None:

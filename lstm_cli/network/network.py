@@ -58,6 +58,8 @@ class Network:
         Initial states that stay 0 even if the caller gives others.
     engine_layers
         The layers with their weights, as the engine computes them.
+    dtype
+        Dtype of its arrays in NumPy's memory.
 
     Raises
     ------
@@ -77,7 +79,7 @@ class Network:
         self.zero_states: ZeroStates = {}
         fitted = fit_weights(self.layers, weights, describe=describe)
         self.normalization = Normalization.from_tensors(fitted)
-        self._dtype = np.dtype(array_dtype(engine))
+        self.dtype = np.dtype(array_dtype(engine))
         self._flattens = any(isinstance(spec, FlattenSpec) for spec in self.layers)
         self._weights: dict[str, Array] | None = None
         self._engine_weights: dict[str, EngineArray] = {
@@ -264,7 +266,7 @@ class Network:
 
         Inputs in the engine's memory stay there.
         """
-        plain = type(x) is np.ndarray and x.dtype == self._dtype and x.ndim == 3
+        plain = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 3
         fits = plain and lengths is None and x.shape[2] == self.input_size
         if fits and self.normalization is None and not self._flattens:
             return x, None  # as most calls come; the other checks take longer than a small layer

@@ -42,7 +42,7 @@ class Stream:
         for spec in network.layers:
             _check_causal(spec)
         self.network, self.batch = network, batch
-        self._dtype = np.dtype(array_dtype(network.engine))
+        self._dtype = network.dtype
         self._shape, self._out = (batch, network.input_size), (batch, network.output_size)
         stepper = network.engine.stepper(network.engine_layers, batch)
         self._stepper: Stepper = _LayerStepper(network, batch) if stepper is None else stepper

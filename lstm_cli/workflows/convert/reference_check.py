@@ -505,12 +505,12 @@ def _direction_meanings(
     """Yield one direction's final states, and merged ones; parameters as in `_step_meanings`."""
     half, ends = y.shape[2] // 2, _final_states(y, last)
     settings = f"{final} gives both: " if final else ""
-    hint = f"{settings}take that half of its results yourself"
-    yield "the forward direction's final state (h_n[-2])", hint, ends[:, :half]
-    yield "the reverse direction's final state (h_n[-1])", hint, ends[:, half:]
+    advice = f"{settings}take that half of its results yourself"
+    yield "the forward direction's final state (h_n[-2])", advice, ends[:, :half]
+    yield "the reverse direction's final state (h_n[-1])", advice, ends[:, half:]
     for name, _, value in _merges(ends[:, :half], ends[:, half:]):
-        hint = f"{settings}merge the halves of its results yourself"
-        yield f"the {name} of both final states", hint, value
+        advice = f"{settings}merge the halves of its results yourself"
+        yield f"the {name} of both final states", advice, value
     place = _last_step(bool((n < y.shape[1]).any()))
     for name, _, value in _merges(last[:, :half], last[:, half:]):
         hint = _from_every_step(spec, f"merge the halves of {place} yourself")
