@@ -162,7 +162,7 @@ def _stream(
     format: str, config_path: str, options: ModelOptions, console: Console, ranks: int
 ) -> None:
     """Run step by step, from standard input to standard output; notes go to stderr."""
-    from lstm_cli.workflows.streaming import run_stream
+    from lstm_cli.network.stream import run_stream
 
     given = click.get_current_context().get_parameter_source
     excluded = [o for o, name in NOT_STREAMED.items() if given(name) is ParameterSource.COMMANDLINE]
@@ -178,7 +178,7 @@ def _stream(
     config = options.config(source)
     engine = options.choose_engine(console, 1).engine
     model = options.model(source, config, engine, console)
-    count = run_stream(model, format, sys.stdin.buffer, sys.stdout.buffer)
+    count = run_stream(model.network, format, sys.stdin.buffer, sys.stdout.buffer)
     console.note(f"{counted(count, 'step')}, {machine_line(engine)}")
 
 

@@ -1,14 +1,14 @@
-"""Outputs of a network step by step, as the inputs come: `Stream`."""
+"""Outputs of a network step by step, as the inputs come: `Stream`, and `run_stream` for bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, State, Stepper, array_dtype
-from lstm_cli.errors import ConfigError, DataError
+from lstm_cli.errors import ConfigError, DataError, counted
 from lstm_cli.network.network import Network
 from lstm_cli.network.state import as_array
 
@@ -157,3 +157,76 @@ class _LayerStepper:
 
     def set_states(self, states: Sequence[State]) -> None:
         self.states = list(states)
+
+
+_SHOWN = 40
+"""Most characters of a line that an error repeats."""
+
+
+def run_stream(network: Network, format: str, source: BinaryIO, target: BinaryIO) -> int:
+    """Read every step of `source`, and write its outputs to `target` before the next is read.
+
+    Parameters
+    ----------
+    format
+        ``csv``: a step is a line of numbers, and so is its output. ``f32``: little-endian float32
+        numbers.
+
+    Returns
+    -------
+    Number of steps.
+
+    Raises
+    ------
+    ConfigError
+        The network needs steps that are yet to come.
+    DataError
+        The source holds something else.
+    """
+    stream, count = Stream(network), 0
+    out = np.empty(network.output_size, network.dtype)
+    steps = _lines if format == "csv" else _frames
+    for x in steps(source, network.input_size):
+        stream.step(x, out)
+        if format == "csv":
+            target.write(",".join(map(str, out)).encode() + b"\n")
+        else:
+            target.write(out.astype("<f4").tobytes())
+        target.flush()
+        count += 1
+    return count
+
+
+def _lines(source: BinaryIO, features: int) -> Iterator[Array]:
+    """The numbers of every line that is not empty."""
+    for number, line in enumerate(source, 1):
+        if not line.strip():
+            continue
+        try:
+            values = np.array([float(part) for part in line.split(b",")])
+        except ValueError:
+            values = np.empty(0)
+        if len(values) != features:
+            text = line.decode(errors="replace").strip()
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+            raise DataError(
+                f"line {number} of the stream is not a step",
+                expected=f"{counted(features, 'number')}, separated by commas",
+                found=f"{counted(len(values), 'number')}: {shown}" if len(values) else shown,
+            )
+        yield values
+
+
+def _frames(source: BinaryIO, features: int) -> Iterator[Array]:
+    """Every frame of D little-endian float32 numbers."""
+    size, count = 4 * features, 0
+    while frame := source.read(size):
+        if len(frame) < size:
+            raise DataError(
+                f"the stream ends within step {count}",
+                expected=f"frames of {counted(size, 'byte')}: {counted(features, 'number')} in "
+                "float32",
+                found=counted(len(frame), "byte"),
+            )
+        yield np.frombuffer(frame, "<f4")
+        count += 1

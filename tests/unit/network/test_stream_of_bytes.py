@@ -10,7 +10,7 @@ import pytest
 
 import lstm_cli
 from lstm_cli.errors import DataError
-from lstm_cli.workflows.streaming import run_stream
+from lstm_cli.network.stream import run_stream
 
 D, F = 3, 2
 LAYERS = [{"type": "gru", "hidden_size": 5}, {"type": "dense", "units": F}]
@@ -29,7 +29,7 @@ def lines() -> bytes:
 
 def test_lines_have_the_digits_of_the_outputs(model):
     target = io.BytesIO()
-    assert run_stream(model, "csv", io.BytesIO(b"\n" + lines() + b"\n  \n"), target) == 4
+    assert run_stream(model.network, "csv", io.BytesIO(b"\n" + lines() + b"\n  \n"), target) == 4
     outputs = np.loadtxt(io.BytesIO(target.getvalue()), delimiter=",", dtype=model.network.dtype)
     read = np.loadtxt(io.BytesIO(lines()), delimiter=",").astype(model.network.dtype)
     expected = model.run(read[None]).outputs[0]
@@ -40,7 +40,7 @@ def test_lines_have_the_digits_of_the_outputs(model):
 
 def test_frames(model):
     target = io.BytesIO()
-    assert run_stream(model, "f32", io.BytesIO(X.astype("<f4").tobytes()), target) == 4
+    assert run_stream(model.network, "f32", io.BytesIO(X.astype("<f4").tobytes()), target) == 4
     outputs = np.frombuffer(target.getvalue(), "<f4").reshape(4, F)
     np.testing.assert_allclose(outputs, model.run(X[None]).outputs[0], rtol=1e-5)
 
@@ -60,7 +60,7 @@ def test_a_step_is_answered_before_the_next_one_is_read(model):
                 answered.append(target.flushed)
                 yield line
 
-    run_stream(model, "csv", Source(), target)
+    run_stream(model.network, "csv", Source(), target)
     assert answered == [0, 1, 2, 3]
 
 
@@ -78,7 +78,7 @@ def test_a_step_is_answered_before_the_next_one_is_read(model):
 def test_other_lines_are_errors_with_their_number(model, source, found):
     target = io.BytesIO()
     with pytest.raises(DataError, match="line 6 of the stream") as caught:
-        run_stream(model, "csv", io.BytesIO(lines() + b"\n" + source), target)
+        run_stream(model.network, "csv", io.BytesIO(lines() + b"\n" + source), target)
     assert target.getvalue().count(b"\n") == 4
     problem = caught.value.problems[0]
     assert found in str(problem.found)
@@ -88,6 +88,6 @@ def test_other_lines_are_errors_with_their_number(model, source, found):
 def test_a_partial_frame_is_an_error(model):
     target, source = io.BytesIO(), X.astype("<f4").tobytes()[:-3]
     with pytest.raises(DataError, match="ends within step 3") as caught:
-        run_stream(model, "f32", io.BytesIO(source), target)
+        run_stream(model.network, "f32", io.BytesIO(source), target)
     assert caught.value.problems[0].found == "9 bytes"
     assert len(target.getvalue()) == 3 * 4 * F
