@@ -41,7 +41,8 @@ EPILOG = """\b
 Examples:
   lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
   lstm-cli run model.onnx events.h5 --output results.h5
-  lstm-cli run config.yaml week1.h5 week2.h5 --dtype float64 --json"""
+  lstm-cli run config.yaml week1.h5 week2.h5 --dtype float64 --json
+  lstm-cli run config.yaml 'days/*.h5' --output results.h5 --workers 4"""
 
 
 @click.command(epilog=EPILOG)
