@@ -46,6 +46,7 @@ Examples:
   lstm-cli run configs/japanese-vowels.yaml data/japanese-vowels.h5:/test
   lstm-cli run model.onnx events.h5 --output results.h5
   lstm-cli run config.yaml week1.h5 week2.h5 --dtype float64 --json
+  lstm-cli run config.yaml 'days/*.h5' --output results.h5 --workers 4
   sensor | lstm-cli run model.safetensors --stream csv"""
 
 

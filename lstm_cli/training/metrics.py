@@ -77,11 +77,10 @@ class Metrics(MetricSums):
         with np.errstate(all="ignore"):  # values that are not finite show in the metrics
             if self.loss not in ("cross_entropy", "binary_cross_entropy"):
                 values = select_rows(outputs, rows, axes)
-                by_loss = {
-                    loss: _row_losses(loss, values, fitted) for loss in {self.loss, "mse", "mae"}
-                }
-                for name, loss in {"loss": self.loss, "mse": "mse", "mae": "mae"}.items():
-                    batch.add_rows(name, by_loss[loss])
+                for loss in {self.loss, "mse", "mae"}:
+                    batch.add_rows(loss, _row_losses(loss, values, fitted))
+                names = {"loss": self.loss, "mse": "mse", "mae": "mae"}
+                batch.sums = {name: batch.sums[loss] for name, loss in names.items()}
             elif logits is None:
                 raise DataError(f"{self.loss} needs a dense layer at the end")
             elif self.loss == "cross_entropy":
