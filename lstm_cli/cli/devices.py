@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import output_options
 from lstm_cli.errors import counted
 
@@ -26,7 +26,7 @@ def command(*, as_json: bool, quiet: bool) -> None:
 
     With --engine auto and --device auto, the first usable one in this list computes.
     """
-    from lstm_cli.cli.tables import engines_table, gpus_table
+    from lstm_cli.cli.display.tables import engines_table, gpus_table
     from lstm_cli.engines import kernel_cache
     from lstm_cli.engines.selection import engine_statuses
     from lstm_cli.workflows.cluster import DASK_EXTRA, dask_version, mpi_status

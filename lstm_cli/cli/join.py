@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display.console import Console
+from lstm_cli.cli.display.run_report import metrics_line, print_notes
 from lstm_cli.cli.options import FILE, force_option, output_options
-from lstm_cli.cli.run_report import metrics_line, print_notes
 from lstm_cli.errors import counted
 
 EPILOG = """\b

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from lstm_cli.cli.console import Console, print_json, say
+from lstm_cli.cli.display.console import Console, print_json, say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
 from lstm_cli.errors import LstmCliError, Problem, has_memory, is_memory_error, nearest
 from lstm_cli.output_files import discard_unfinished

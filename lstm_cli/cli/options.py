@@ -17,7 +17,7 @@ import click
 from lstm_cli.errors import ConfigError, UsageError, counted, quote
 
 if TYPE_CHECKING:
-    from lstm_cli.cli.console import Console
+    from lstm_cli.cli.display.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
     from lstm_cli.engines.selection import EngineChoice

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lstm_cli.cli.console import say
+from lstm_cli.cli.display.console import say
 from lstm_cli.cli.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display.console import Console
+from lstm_cli.cli.display.run_report import document, head_lines, print_notes, tail_lines
 from lstm_cli.cli.interrupts import interruptible
 from lstm_cli.cli.options import (
     FILE,
@@ -23,7 +24,6 @@ from lstm_cli.cli.options import (
     output_options,
 )
 from lstm_cli.cli.ranks import ending_together, rank_device, rank_threads
-from lstm_cli.cli.run_report import document, head_lines, print_notes, tail_lines
 from lstm_cli.cli.shares import (
     OpenRun,
     Processes,

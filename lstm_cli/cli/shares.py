@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.interrupts import interruptible
 from lstm_cli.cli.options import ModelOptions, check_apart, check_order, data_options
 from lstm_cli.errors import DeviceError, LstmCliError, Problem, UsageError

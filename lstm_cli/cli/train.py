@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.interrupts import interrupts
 from lstm_cli.cli.options import (
     FILE,
@@ -233,7 +233,7 @@ def _resume_command() -> str:
 def _show(
     console: Console, run: TrainingRun, report: TrainReport, data_paths: Sequence[object]
 ) -> None:
-    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.display.tables import plain_table
 
     row = report.metrics
     if report.best_epoch is not None:

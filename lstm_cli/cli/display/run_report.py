@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import machine_line
 from lstm_cli.errors import counted
 
@@ -34,7 +34,7 @@ def head_lines(
     processes
         End of the line on the machine, for several processes: ``, on 2 workers``.
     """
-    from lstm_cli.cli.tables import gate_tables, heading, normalized_line, other_layer
+    from lstm_cli.cli.display.tables import gate_tables, heading, normalized_line, other_layer
 
     engine = model.network.engine
     digest = f", sha256 {model.weights_sha256[:6]}…" if not model.weights_are_random else ""
@@ -79,7 +79,7 @@ def metrics_line(report: RunReport, output: Path | None) -> str:
 
 def tail_lines(report: RunReport, output: Path | None, gates: Path | None) -> list[Any]:
     """The table of timings, and the line of metrics. Runs of several processes have no timings."""
-    from lstm_cli.cli.tables import timing_table
+    from lstm_cli.cli.display.tables import timing_table
 
     line = metrics_line(report, output) + (f" · gates → {gates}" if gates is not None else "")
     return ["", *([timing_table(report.timings), ""] if report.timings else []), line]
