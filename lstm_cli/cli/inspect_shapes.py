@@ -34,7 +34,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("config_path", metavar="CONFIG")
 @click.argument("data_paths", metavar="[DATA]...", nargs=-1)
-@batch_option
+@batch_option("64", "64")
 @output_options
 @external_option
 @model_options

@@ -97,7 +97,7 @@ NOT_STREAMED = {
     "it is read: lines of numbers (csv) or float32 (f32).",
 )
 @force_option
-@batch_option
+@batch_option("auto", "auto, as many as the caches hold; 64 for stateful networks")
 @output_options
 @external_option
 @model_options

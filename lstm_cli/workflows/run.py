@@ -34,6 +34,9 @@ AUTO_BYTES = 64 << 20
 STEP_BYTES = 256 << 10
 """Most bytes of the largest recurrent layer's gates at one step, so that a cache holds them."""
 
+STATEFUL_BATCH = 64
+"""Sequences per batch of a stateful network, for an automatic batch size."""
+
 StateShape = tuple[int, int, int, int | None]
 """Layer index, directions, features of h, features of c or None."""
 
@@ -143,7 +146,12 @@ def metric_loss(model: Model) -> tuple[str, bool]:
 
 
 def automatic_batch_size(model: Model, data: SequenceData) -> int:
-    """Return a batch size whose gates fit `STEP_BYTES` and whose values fit `AUTO_BYTES`."""
+    """Return a batch size whose gates fit `STEP_BYTES` and whose values fit `AUTO_BYTES`.
+
+    The results of a stateful network depend on the batch size, so that it is always the same.
+    """
+    if model.stateful:
+        return STATEFUL_BATCH
     size = np.dtype(array_dtype(model.network.engine)).itemsize
     layers = model.network.layers
     width = max(max(spec.input_size, spec.output_size) for spec in layers) * size
