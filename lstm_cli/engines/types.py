@@ -660,12 +660,15 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
         Dtype that it computes in, a name of `lstm_cli.engines.selection.DTYPES`.
     bits_ignore_threads
         Whether results have the same bits for any number of threads.
+    ignores_padding
+        Whether recurrent layers read no inputs past a sequence's end.
     """
 
     name: str
     device: str
     dtype: str
     bits_ignore_threads: bool
+    ignores_padding: bool
 
     @property
     def kernels_title(self) -> str:

@@ -80,6 +80,8 @@ class Network:
         fitted = fit_weights(self.layers, weights, describe=describe)
         self.normalization = Normalization.from_tensors(fitted)
         self.dtype = np.dtype(array_dtype(engine))
+        first = next((spec for spec in self.layers if not isinstance(spec, DropoutSpec)), None)
+        self._reads_padding = not (engine.ignores_padding and isinstance(first, RecurrentSpec))
         self._flattens = any(isinstance(spec, FlattenSpec) for spec in self.layers)
         self._weights: dict[str, Array] | None = None
         self._engine_weights: dict[str, EngineArray] = {
@@ -279,7 +281,7 @@ class Network:
         shorter = n if n is not None and (n < x.shape[1]).any() else None
         if scaling is not None:
             return scaling.apply(x, shorter, dtype), n
-        if shorter is not None:
+        if shorter is not None and self._reads_padding:
             padding = (np.arange(x.shape[1]) >= shorter[:, None])[:, :, None]
             x = np.where(padding, np.zeros((), x.dtype), x)
         with np.errstate(over="ignore"):  # values beyond the dtype become infinite

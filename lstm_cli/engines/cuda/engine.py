@@ -57,6 +57,7 @@ class CudaEngine(DeviceArrays):
     threads = None
     workspace_bytes = None
     bits_ignore_threads = True
+    ignores_padding = True
 
     def __init__(
         self,

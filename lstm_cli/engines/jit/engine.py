@@ -60,6 +60,7 @@ class JitEngine(HostArrays):
     name = "jit"
     device = "cpu"
     bits_ignore_threads = True
+    ignores_padding = True
 
     def __init__(
         self, dtype: str = "float32", threads: int = 1, machine: Machine | None = None

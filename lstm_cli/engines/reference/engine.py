@@ -60,6 +60,7 @@ class ReferenceEngine(NumpyElementwise):
     name = "reference"
     device = "cpu"
     bits_ignore_threads = False
+    ignores_padding = False
     kernels_title = f"NumPy {np.__version__}"
     workspace_bytes = None
 
