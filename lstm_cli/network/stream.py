@@ -8,9 +8,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, State, Stepper, array_dtype
-from lstm_cli.errors import ConfigError, DataError, counted
+from lstm_cli.errors import ConfigError, DataError, counted, described
 from lstm_cli.network.network import Network
 from lstm_cli.network.state import as_array
+
+MAX_BATCH = 1 << 20
+"""Most sequences of a stream."""
 
 
 class Stream:
@@ -35,10 +38,7 @@ class Stream:
     """
 
     def __init__(self, network: Network, batch: int = 1) -> None:
-        if type(batch) is not int or batch < 1:
-            raise DataError(
-                "a stream has at least one sequence", expected="batch=1 or more", found=repr(batch)
-            )
+        batch = _checked_batch(batch)
         for spec in network.layers:
             _check_causal(spec)
         self.network, self.batch = network, batch
@@ -81,16 +81,25 @@ class Stream:
         shape = self._out[1:] if single else self._out
         if out is None:
             out = np.empty(shape, self._dtype)
-        elif out.shape != shape or out.dtype != self._dtype:
-            raise DataError(
-                "`out` does not fit the outputs",
-                expected=f"{self._dtype} of shape {shape}",
-                found=f"{out.dtype} of shape {out.shape}",
-            )
+        else:
+            self._check_out(out, shape)
         if self.network.normalization is not None:
             x = self.network.normalization.apply(x.reshape(self._shape), None, self._dtype.name)
         self._stepper.step(x, out)
         return out
+
+    def _check_out(self, out: Any, shape: tuple[int, ...]) -> None:
+        fits = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == self._dtype
+        if not fits or not out.flags.writeable:
+            found = described(out)
+            if isinstance(out, np.ndarray):
+                found = f"{out.dtype} of shape {out.shape}"
+                found += "" if out.flags.writeable else ", read-only"
+            raise DataError(
+                "`out` does not fit the outputs",
+                expected=f"a writable array of {self._dtype} of shape {shape}",
+                found=found,
+            )
 
     def reset(self) -> None:
         """Forget all steps: the states become 0."""
@@ -110,6 +119,17 @@ class Stream:
             for spec, one in zip(self.network.recurrent, self._stepper.states, strict=True)
         ]
         self._stepper.set_states(whole)
+
+
+def _checked_batch(batch: Any) -> int:
+    whole = isinstance(batch, int | np.integer) and not isinstance(batch, bool)
+    if whole and 1 <= batch <= MAX_BATCH:
+        return int(batch)
+    raise DataError(
+        "a stream has at least one sequence",
+        expected=f"a whole number from 1 to {MAX_BATCH:,}",
+        found=described(batch),
+    )
 
 
 def _check_causal(spec: Any) -> None:
