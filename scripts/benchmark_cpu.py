@@ -26,9 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lstm_cli.cli import units
-from lstm_cli.cli.bench_tables import bench_report
-from lstm_cli.cli.tables import plain_table
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.bench_tables import bench_report
+from lstm_cli.cli.display.tables import plain_table
 from lstm_cli.engines.selection import create_engine
 from lstm_cli.engines.types import Engine
 from lstm_cli.network.network import Network

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import (
     FILE,
     ReadingOptions,
@@ -161,7 +161,7 @@ def command(
     last = layers_of(sizes[-1])
     gates = bench.by_gate(last, sizes[-1], chosen.threads, chosen.dtype, seed) if show_gates else ()
     comparison = bench.compare(results, before, here) if before is not None else None
-    from lstm_cli.cli.bench_tables import bench_report
+    from lstm_cli.cli.display.bench_tables import bench_report
 
     console.show(*bench_report(results, gates, here, chosen, comparison, memory, explained))
     if not forward and bench.without_dropout(last) != last:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import FILE, external_option, output_options, selecting_options
 from lstm_cli.errors import counted
 
@@ -251,7 +251,7 @@ def _matrices(count: int) -> str:
 
 
 def _table(blocks: Sequence[ComparedBlock]) -> Table:
-    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.display.tables import plain_table
 
     numbers = ("difference", "relative", "norm A", "norm B", "correlation")
     table = plain_table("gate", "", "shape", *numbers, numbers=numbers)
@@ -277,7 +277,7 @@ def _numbers(block: ComparedBlock) -> tuple[str, ...]:
 
 def _shapes_table(blocks: Sequence[ComparedBlock]) -> Table:
     """A table of blocks whose shapes differ, or that only one file has."""
-    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.display.tables import plain_table
 
     table = plain_table("gate", "", "shape in A", "shape in B")
     for block in blocks:
@@ -327,7 +327,7 @@ def _verdict(comparison: FileComparison) -> str:
 
 def divergence_report(divergence: Divergence) -> list[Any]:
     """The first and largest differences of outputs, layer by layer."""
-    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.display.tables import plain_table
 
     count, steps = divergence.of, divergence.steps
     which = "all" if divergence.sequences == count else f"the first {divergence.sequences} of"

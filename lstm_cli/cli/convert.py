@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import (
     FILE,
     ReadingOptions,
@@ -118,7 +118,7 @@ def command(
 
 
 def _report(conversion: Conversion) -> list[Any]:
-    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.display.tables import plain_table
 
     files = plain_table("", "file", "format", "gates", "size", numbers=("size",))
     for label, side in (("from", conversion.source), ("to", conversion.destination)):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import external_option, output_options
 from lstm_cli.errors import DataError, counted, printable
 
 if TYPE_CHECKING:
-    from lstm_cli.cli.tables import NamesTable
+    from lstm_cli.cli.display.tables import NamesTable
     from lstm_cli.data import FileReport
     from lstm_cli.data.inspection import DatasetReport, GroupReport, Spread
 
@@ -70,7 +70,7 @@ def _lines(report: FileReport) -> list[Any]:
 
 
 def _stored(report: FileReport) -> NamesTable:
-    from lstm_cli.cli.tables import NamesTable
+    from lstm_cli.cli.display.tables import NamesTable
 
     columns = ("dataset", "shape", "dtype", "bytes", "stored", "taken for")
     table = NamesTable(columns, range(1))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import output_options
 from lstm_cli.errors import counted
 
@@ -26,10 +26,10 @@ def command(*, as_json: bool, quiet: bool) -> None:
 
     With --engine auto and --device auto, the first usable one in this list computes.
     """
-    from lstm_cli.cli.tables import engines_table, gpus_table
+    from lstm_cli.cli.display.tables import engines_table, gpus_table
     from lstm_cli.engines import kernel_cache
     from lstm_cli.engines.selection import engine_statuses
-    from lstm_cli.workflows.cluster import mpi_status
+    from lstm_cli.workflows.cluster import DASK_EXTRA, dask_version, mpi_status
 
     console = Console(as_json=as_json, quiet=quiet)
     statuses = engine_statuses()
@@ -45,9 +45,20 @@ def command(*, as_json: bool, quiet: bool) -> None:
     if kernels is not None:
         console.show("", _kernel_cache(kernels))
     mpi = mpi_status()
-    found = f"train runs on several ranks with mpi4py {mpi.mpi4py}, {mpi.library}"
-    console.show(found if mpi.usable else f"train runs on one process: {mpi.reason}")
-    console.document({"engines": statuses, "auto": usable[0], "kernel_cache": kernels, "mpi": mpi})
+    found = f"run and train use several ranks with mpi4py {mpi.mpi4py}, {mpi.library}"
+    console.show(found if mpi.usable else f"run and train use no ranks: {mpi.reason}")
+    dask = dask_version()
+    missing = f"not installed: {DASK_EXTRA}"
+    console.show(f"run uses a Dask cluster with distributed {dask}" if dask else f"Dask: {missing}")
+    console.document(
+        {
+            "engines": statuses,
+            "auto": usable[0],
+            "kernel_cache": kernels,
+            "mpi": mpi,
+            "dask": dask,
+        }
+    )
 
 
 def _kernel_cache(kernels: CacheState) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
 from lstm_cli.cli.options import (
     ModelOptions,
     batch_option,
@@ -34,7 +34,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("config_path", metavar="CONFIG")
 @click.argument("data_paths", metavar="[DATA]...", nargs=-1)
-@batch_option
+@batch_option("64", "64")
 @output_options
 @external_option
 @model_options
@@ -55,7 +55,7 @@ def command(
     once, with both shapes and their sources. Exits 4 if the weights do not fit, 3 if the data does
     not.
     """
-    from lstm_cli.cli.tables import stored_table
+    from lstm_cli.cli.display.tables import stored_table
     from lstm_cli.workflows.inspect_shapes import file_tensors, inspect
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -87,7 +87,7 @@ def command(
 
 
 def _report(inspection: Inspection) -> list[Any]:
-    from lstm_cli.cli.tables import flow_table, heading, normalized_line
+    from lstm_cli.cli.display.tables import flow_table, heading, normalized_line
 
     nbytes = units.size(inspection.bytes)
     lines: list[Any] = [
@@ -108,7 +108,7 @@ def _report(inspection: Inspection) -> list[Any]:
 
 def _tables(inspection: Inspection, layer: LayerShapes) -> list[Any]:
     """Tables of a layer's matrices, of a comparison with weights, and of another format's names."""
-    from lstm_cli.cli.tables import block_tables, place_tables
+    from lstm_cli.cli.display.tables import block_tables, place_tables
 
     # A file that describes the layers itself is not compared with them.
     compared = inspection.weights not in (None, inspection.config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from lstm_cli.cli.console import Console, print_json, say
+from lstm_cli.cli.display.console import Console, print_json, say
 from lstm_cli.cli.interrupts import INTERRUPTED, Signals
 from lstm_cli.errors import LstmCliError, Problem, has_memory, is_memory_error, nearest
 from lstm_cli.output_files import discard_unfinished
@@ -19,6 +19,7 @@ from lstm_cli.version import __version__
 
 COMMANDS: Mapping[str, str] = {
     "run": "Forward pass over sequences: shapes, timings, metrics, results.",
+    "join": "Results of one run from its shards, and their metrics.",
     "train": "Backpropagation through time, with checkpoints that can be resumed.",
     "inspect-shapes": "Every matrix of every gate, and what does not fit.",
     "convert": "Weights between lstm-cli, PyTorch, Keras, ONNX and TMVA, with a proof.",
@@ -153,7 +154,7 @@ def _check_ranks(args: list[str]) -> None:
     if launched()[1] > 0:
         for name in ("stdout", "stderr"):
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    if args and args[0] in COMMANDS and args[0] != "train":
+    if args and args[0] in COMMANDS and args[0] not in ("run", "train"):
         check_single(args[0])
 
 

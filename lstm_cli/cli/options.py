@@ -17,7 +17,7 @@ import click
 from lstm_cli.errors import ConfigError, UsageError, counted, quote
 
 if TYPE_CHECKING:
-    from lstm_cli.cli.console import Console
+    from lstm_cli.cli.display.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
     from lstm_cli.engines.selection import EngineChoice
@@ -320,13 +320,15 @@ def batch_size(ctx: click.Context, parameter: click.Parameter, value: str) -> in
     raise click.BadParameter(f"{value!r} is neither auto nor a number above 0")
 
 
-batch_option = click.option(
-    "--batch-size",
-    default="64",
-    callback=batch_size,
-    metavar="N|auto",
-    help="Number of sequences per batch.  [default: 64]",
-)
+def batch_option(default: str, note: str) -> Decorator:
+    """The option ``--batch-size``; `note` tells its default in the help."""
+    return click.option(
+        "--batch-size",
+        default=default,
+        callback=batch_size,
+        metavar="N|auto",
+        help=f"Number of sequences per batch.  [default: {note}]",
+    )
 
 
 def data_options(config: Config, allow_external: bool, *, need_targets: bool = True) -> DataOptions:

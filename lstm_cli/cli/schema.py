@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lstm_cli.cli.console import plain, print_json
+from lstm_cli.cli.display.console import plain, print_json
 from lstm_cli.cli.options import FILE, debug_option, force_option
 
 EPILOG = """\b

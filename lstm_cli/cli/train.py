@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstm_cli.cli import units
-from lstm_cli.cli.console import Console, say
-from lstm_cli.cli.interrupts import INTERRUPTED, interrupts
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.console import Console
+from lstm_cli.cli.interrupts import interrupts
 from lstm_cli.cli.options import (
     FILE,
     ModelOptions,
@@ -26,6 +25,7 @@ from lstm_cli.cli.options import (
     output_options,
 )
 from lstm_cli.cli.options import batch_size as parsed_batch_size
+from lstm_cli.cli.ranks import ending_together, rank_device, rank_threads
 from lstm_cli.errors import LstmCliError, counted, quote
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def command(
         with open_data(data_paths, reading) as data, open_validation(config, reading) as validation:
             check_data(config, data)
             with training_folder(output, resume, exchange) as folder:
-                choice = options.choose_engine(console, default_threads(folder, exchange))
+                choice = options.choose_engine(console, rank_threads(exchange) or folder.threads)
                 run = TrainingRun(
                     folder,
                     config,
@@ -156,63 +156,6 @@ def training_folder(path: Path, resume: bool, exchange: Exchange) -> Iterator[Tr
         if exchange.rank == 0:
             exchange.gather(0)
         yield folder
-
-
-def default_threads(folder: TrainingFolder, exchange: Exchange) -> int | None:
-    """Threads of this rank if ``--threads`` is not given. None: the engine's default."""
-    from lstm_cli.engines.threads import default_threads as of_process
-    from lstm_cli.workflows.cluster import MpiExchange
-
-    if not isinstance(exchange, MpiExchange):
-        return folder.threads
-    return max(1, of_process() // exchange.local_ranks())
-
-
-def rank_device(options: ModelOptions, exchange: Exchange) -> str:
-    """Device of this rank: ranks on a node take one GPU after another, unless one is named."""
-    from lstm_cli.engines.selection import engine_statuses
-    from lstm_cli.workflows.cluster import MpiExchange
-
-    free = options.device in ("auto", "cuda") and options.engine in ("auto", "cuda")
-    if not (free and isinstance(exchange, MpiExchange)):
-        return options.device
-    gpus = [gpu.name for status in engine_statuses() for gpu in status.gpus if gpu.usable]
-    return gpus[exchange.local_rank() % len(gpus)] if gpus else options.device
-
-
-@contextmanager
-def ending_together(exchange: Exchange) -> Iterator[None]:
-    """End all ranks when one fails: its error is printed once, and no rank waits for it."""
-    from lstm_cli.cli.main import report_failure
-    from lstm_cli.workflows.cluster import MpiExchange
-
-    if not isinstance(exchange, MpiExchange):
-        yield
-        return
-    try:
-        yield
-    except BaseException as error:
-        code = getattr(error, "exit_code", 1)
-        if isinstance(error, KeyboardInterrupt):
-            code = INTERRUPTED
-        text = "" if isinstance(error, click.exceptions.Exit) else str(error)
-        together = exchange.all_failed()
-        # All ranks have mostly one error, which rank 0 prints. Others print what is theirs alone.
-        printed = exchange.gather(text)[: exchange.rank] if together else []
-        if not together or (exchange.rank and text and text not in printed):
-            sys.stderr = sys.__stderr__
-            say(f"rank {exchange.rank} of {exchange.size}:")
-            if code == INTERRUPTED:
-                say("interrupted")
-            else:
-                report_failure(error, sys.argv[1:])
-        if not together:
-            exchange.abort(code)
-        exchange.close()
-        if exchange.rank:
-            raise click.exceptions.Exit(code) from None
-        raise
-    exchange.close()
 
 
 def _train(console: Console, run: TrainingRun) -> TrainReport:
@@ -290,7 +233,7 @@ def _resume_command() -> str:
 def _show(
     console: Console, run: TrainingRun, report: TrainReport, data_paths: Sequence[object]
 ) -> None:
-    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.display.tables import plain_table
 
     row = report.metrics
     if report.best_epoch is not None:

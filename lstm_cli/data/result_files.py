@@ -26,7 +26,13 @@ from lstm_cli.hdf5.writer import OutputFile, Writer
 StateShape: TypeAlias = tuple[int, int, int, int | None]
 """Layer index, number of directions, size of h, and size of c or None."""
 
-RESERVED = frozenset(("outputs", "lengths", "names", "classes", "state"))
+BY_SEQUENCE = frozenset(("outputs", "lengths", "names", "state", "source"))
+"""Names in a results file of datasets with a row, or several, for each sequence."""
+
+ORIGINS_BLOCK = 1 << 16
+"""Number of sequences whose origins are written at a time."""
+
+RESERVED = BY_SEQUENCE | {"classes"}
 """Names in a results file that no sequence may have."""
 
 
@@ -54,6 +60,10 @@ class ResultWriter(Writer):
         Shapes of the states of each recurrent layer.
     force
         Replace a file that another program wrote.
+    span
+        Number of the first sequence that the file holds, and of the one after the last; None: all.
+    group
+        Group that gets the datasets.
 
     Raises
     ------
@@ -74,9 +84,13 @@ class ResultWriter(Writer):
         attributes: Mapping[str, Any],
         states: Sequence[StateShape] = (),
         force: bool = False,
+        span: tuple[int, int] | None = None,
+        group: str = "",
     ) -> None:
         self._file = OutputFile(path, dataset.paths, force=force)
         self._dataset = dataset
+        self._first, self._stop = span or (0, dataset.count)
+        self._prefix = f"{group}/" if group else ""
         self._features = features
         self._per_step = per_step
         self._dtype = np.dtype(dtype)
@@ -93,10 +107,11 @@ class ResultWriter(Writer):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of ``outputs``; for vlen and groups, the shape of all rows one after the other."""
-        data, F = self._dataset, self._features
+        data, F, count = self._dataset, self._features, self._stop - self._first
         if not self._per_step:
-            return data.count, F
-        return (data.count, data.width, F) if data.padded else (data.total_steps, F)
+            return count, F
+        steps = int(self._starts[self._stop] - self._starts[self._first])
+        return (count, data.width, F) if data.padded else (steps, F)
 
     def write(
         self,
@@ -105,53 +120,78 @@ class ResultWriter(Writer):
         states: Mapping[int, tuple[Array, Array | None]] | None = None,
     ) -> None:
         """Write the outputs (N, T, F) or (N, F) of a batch, and final states by layer index."""
-        stop = batch.first + batch.count
+        first, stop = batch.first, batch.first + batch.count
+        rows = slice(first - self._first, stop - self._first)
         if self._layout == "groups":
             self._write_groups(batch, outputs)
         elif not self._per_step:
-            self._file.fill(self._outputs, slice(batch.first, stop), outputs)
+            self._file.fill(self._outputs, rows, outputs)
         elif self._dataset.padded:
             steps = min(outputs.shape[1], self._dataset.width)
-            place = (slice(batch.first, stop), slice(0, steps))
-            self._file.fill(self._outputs, place, outputs[:, :steps])
+            self._file.fill(self._outputs, (rows, slice(0, steps)), outputs[:, :steps])
         elif self._layout == "vlen":
             self._write_rows(batch, outputs)
         else:
-            rows = slice(int(self._starts[batch.first]), int(self._starts[stop]))
-            self._file.fill(self._outputs, rows, valid_rows(batch, outputs, self._dataset))
+            begin, end = (int(self._starts[n] - self._starts[self._first]) for n in (first, stop))
+            valid = valid_rows(batch, outputs, self._dataset)
+            self._file.fill(self._outputs, slice(begin, end), valid)
         for layer, (h, c) in (states or {}).items():
-            self._write_state(layer, slice(batch.first, stop), h, c)
+            self._write_state(layer, rows, h, c)
+
+    def put(self, name: str, values: Array | str) -> None:
+        """Write a further dataset, outside of the group of results."""
+        if isinstance(values, str):
+            self._file.put_texts(name, [values])
+        else:
+            self._file.put(name, values)
 
     def _prepare(self) -> None:
-        data, file = self._dataset, self._file
+        data, file, prefix = self._dataset, self._file, self._prefix
+        first, stop = self._first, self._stop
+        count = stop - first
         file.describe(self._attributes)
         if self._layout == "vlen" and self._per_step:
-            self._outputs = file.create("outputs", (data.count,), self._dtype, vlen=True)
+            self._outputs = file.create(f"{prefix}outputs", (count,), self._dtype, vlen=True)
             file.describe({"features": self._features}, self._outputs)
         elif self._layout != "groups":
-            self._outputs = file.create("outputs", self.shape, self._dtype)
+            self._outputs = file.create(f"{prefix}outputs", self.shape, self._dtype)
         if data.varying:
-            file.put("lengths", data.lengths())
+            file.put(f"{prefix}lengths", data.lengths(first, count))
         if data.names is not None and self._layout != "groups":
-            file.put_texts("names", data.names)
-        if data.windowed:
-            origins = data.window_origins
-            file.put_texts("source/file", origins.files)
-            file.put("source/sequence", origins.sequence)
-            file.put("source/step", origins.step)
-            if origins.names is not None:
-                file.put_texts("source/name", origins.names)
+            file.put_texts(f"{prefix}names", data.names[first:stop])
+        self._write_origins()
         if data.class_labels is not None:
-            file.put_texts("classes", data.class_labels)
+            file.put_texts(f"{prefix}classes", data.class_labels)
         for layer, directions, h, c in self._state_shapes:
-            shapes = {"h": (data.count, directions, h)}
-            if c is not None:
-                shapes["c"] = (data.count, directions, c)
+            sizes = {"h": h} if c is None else {"h": h, "c": c}
             datasets = {
-                letter: file.create(f"state/{layer}/{letter}", shape, self._dtype)
-                for letter, shape in shapes.items()
+                letter: file.create(
+                    f"{prefix}state/{layer}/{letter}", (count, directions, size), self._dtype
+                )
+                for letter, size in sizes.items()
             }
             self._states[layer] = datasets["h"], datasets.get("c")
+
+    def _write_origins(self) -> None:
+        """Write where the sequences come from, block by block, since texts take much memory."""
+        file, place, first, stop = self._file, f"{self._prefix}source", self._first, self._stop
+        count = stop - first
+        files = file.create_texts(f"{place}/file", count)
+        sequence = file.create(f"{place}/sequence", (count,), np.int64)
+        step = names = None
+        if self._dataset.windowed:
+            step = file.create(f"{place}/step", (count,), np.int64)
+        if self._dataset.has_names:
+            names = file.create_texts(f"{place}/name", count)
+        for start in range(first, stop, ORIGINS_BLOCK):
+            end = min(stop, start + ORIGINS_BLOCK)
+            rows, origins = slice(start - first, end - first), self._dataset.origins(start, end)
+            file.fill_texts(files, rows, origins.files)
+            file.fill(sequence, rows, origins.sequence)
+            if step is not None and origins.step is not None:
+                file.fill(step, rows, origins.step)
+            if names is not None and origins.names is not None:
+                file.fill_texts(names, rows, origins.names)
 
     def _sequences(self, batch: Batch, outputs: Array) -> Iterator[tuple[int, Array]]:
         """Number and outputs of each sequence: its valid steps (T, F), or (F,)."""
@@ -163,11 +203,11 @@ class ResultWriter(Writer):
     def _write_groups(self, batch: Batch, outputs: Array) -> None:
         names = self._dataset.names or []
         for number, values in self._sequences(batch, outputs):
-            self._file.put(f"{names[number]}/outputs", values)
+            self._file.put(f"{self._prefix}{names[number]}/outputs", values)
 
     def _write_rows(self, batch: Batch, outputs: Array) -> None:
         for number, values in self._sequences(batch, outputs):
-            self._file.fill(self._outputs, number, values.reshape(-1))
+            self._file.fill(self._outputs, number - self._first, values.reshape(-1))
 
     def _write_state(self, layer: int, rows: slice, h: Array, c: Array | None) -> None:
         dataset_h, dataset_c = self._states[layer]

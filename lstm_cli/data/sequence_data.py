@@ -21,6 +21,7 @@ from lstm_cli.data.batches import (
     target_infos,
 )
 from lstm_cli.data.dataset_roles import class_labels
+from lstm_cli.data.file_arguments import allow_open_files, data_files
 from lstm_cli.data.layouts.base import SequenceLayout
 from lstm_cli.data.layouts.dense import DenseLayout
 from lstm_cli.data.layouts.detection import open_layout
@@ -59,7 +60,7 @@ class DataSource:
     options
         Options for reading.
     argument
-        The DATA argument as typed.
+        The file with its group as typed, or as a folder or a pattern gave it.
     """
 
     file: Hdf5File
@@ -89,24 +90,24 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class WindowOrigins:
-    """Origins of N windows.
+class Origins:
+    """Origins of N sequences or windows.
 
     Attributes
     ----------
     files
-        DATA argument of each window, as typed.
+        File of each sequence, with its group, as typed.
     sequence
-        (N,) number of each window's sequence in its file, from 0.
+        (N,) number of each sequence, or of each window's sequence, in its file, from 0.
     step
-        (N,) first step of each window in its sequence.
+        (N,) first step of each window in its sequence; None without windows.
     names
-        Name of each window's sequence, or None if the files have no names.
+        Name of each sequence, or of each window's; None if the files have no names.
     """
 
     files: list[str]
     sequence: Indices
-    step: Indices
+    step: Indices | None
     names: list[str] | None
 
 
@@ -131,8 +132,8 @@ class SequenceData:
         File and path of the inputs of each file, such as ``words.h5:/test/inputs``.
     starts
         Number of the first sequence, and count of sequences, of each file.
-    paths
-        Paths of the files.
+    paths, arguments
+        Paths of the files, and these with their groups as typed.
     reasons
         Reason for the layout of each file, in words.
     files
@@ -160,6 +161,7 @@ class SequenceData:
         self.input_names = tuple(layout.inputs for layout in layouts)
         self.starts = tuple((source.first, source.layout.count) for source in sources)
         self.paths = tuple(source.file.path for source in sources)
+        self.arguments = tuple(source.argument for source in sources)
         self.reasons = tuple(source.reason for source in sources)
         self.files = FileLayouts(tuple(layouts))
         self._access = RandomAccess(self.files)
@@ -286,22 +288,36 @@ class SequenceData:
         """Notes on data that are not read, one sentence each."""
         return tuple(note for source in self._sources for note in source.notes)
 
-    @property
-    def window_origins(self) -> WindowOrigins:
-        """Origins of the windows, for data that are `windowed`."""
-        numbers = np.arange(self.count, dtype=np.int64)
+    def origins(self, first: int, stop: int) -> Origins:
+        """Origins of the sequences from `first` to `stop`."""
+        numbers = np.arange(first, stop, dtype=np.int64)
         file_numbers = self.files.file_of(numbers)
-        sequence, step, names = np.zeros_like(numbers), np.zeros_like(numbers), []
+        sequence = numbers - self.files.firsts[file_numbers]
+        step = np.zeros_like(numbers) if self.windowed else None
         for file, layout in enumerate(self.files.layouts):
-            if isinstance(layout, Windows):
+            if isinstance(layout, Windows) and step is not None:
                 in_file = file_numbers == file
-                windows = numbers[in_file] - self.files.firsts[file]
+                windows = sequence[in_file]
                 sequence[in_file] = layout.positions.sequences(windows)
                 step[in_file] = layout.positions.starts(windows)
-                if (file_names := layout.base.sequence_names()) is not None:
-                    names += [file_names[n] for n in sequence[in_file].tolist()]
-        files = [self._sources[file].argument for file in file_numbers.tolist()]
-        return WindowOrigins(files, sequence, step, names if len(names) == self.count else None)
+        files = [self.arguments[file] for file in file_numbers.tolist()]
+        names = None
+        if self.has_names:
+            places = zip(file_numbers.tolist(), sequence.tolist(), strict=True)
+            names = [(self._uncut_names[file] or [])[number] for file, number in places]
+        return Origins(files, sequence, step, names)
+
+    @property
+    def has_names(self) -> bool:
+        """Whether all files name their sequences, or those that windows are cut from."""
+        return None not in self._uncut_names
+
+    @cached_property
+    def _uncut_names(self) -> list[list[str] | None]:
+        """Names of the uncut sequences of each file."""
+        layouts = self.files.layouts
+        uncut = (layout.base if isinstance(layout, Windows) else layout for layout in layouts)
+        return [layout.sequence_names() for layout in uncut]
 
     def place(self, number: int) -> str:
         """File and path of the inputs of a sequence."""
@@ -367,6 +383,7 @@ class SequenceData:
         max_bytes: int = MAX_BATCH_BYTES,
         keep_rows: bool = False,
         allocate: Allocator = np.empty,
+        span: tuple[int, int] | None = None,
     ) -> Iterator[Batch]:
         """Batches in the order of the files. Each batch holds sequences of one file.
 
@@ -387,6 +404,8 @@ class SequenceData:
             Never split a batch: stateful layers continue row by row.
         allocate
             Makes the arrays for the inputs.
+        span
+            Number of the first sequence, and of the one after the last; None: all.
 
         Raises
         ------
@@ -401,9 +420,11 @@ class SequenceData:
         for number, source in enumerate(self._sources):
             step_bytes = self.features * dtype.itemsize
             bound = None if keep_rows else max_bytes // step_bytes
-            start = 0
-            while start < source.layout.count:
-                stop = batch_stop(source.layout, start, size, bound)
+            start, end = 0, source.layout.count
+            if span is not None:
+                start, end = max(0, span[0] - source.first), min(end, span[1] - source.first)
+            while start < end:
+                stop = min(end, batch_stop(source.layout, start, size, bound))
                 shape = (stop - start, batch_steps(source.layout, start, stop), self.features)
                 x = allocate(shape, dtype)
                 yield read_batch(
@@ -455,14 +476,15 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Seque
     Parameters
     ----------
     paths
-        ``FILE.h5`` or ``FILE.h5:/group``, each.
+        ``FILE.h5`` or ``FILE.h5:/group``, each; or a folder, or a pattern of `glob`.
     options
         Names, layout and window. Other properties are detected.
 
     Raises
     ------
     DataError
-        A file is missing, damaged or refused, holds no layout, or does not fit the others.
+        A file is missing, damaged or refused, holds no layout, or does not fit the others; or
+        there is none.
     """
     options = options or DataOptions()
     if isinstance(paths, str) or not paths:
@@ -470,7 +492,9 @@ def open_data(paths: Sequence[str], options: DataOptions | None = None) -> Seque
     with ExitStack() as files:
         sources: list[DataSource] = []
         first = 0
-        for path in paths:
+        names = data_files(paths)
+        allow_open_files(len(names))
+        for path in names:
             file = Hdf5File(
                 path,
                 allow_external=options.allow_external,

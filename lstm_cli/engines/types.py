@@ -565,6 +565,53 @@ class Layer(Protocol[A, V]):
         """
 
 
+@dataclass(frozen=True)
+class ProgramResult(Generic[A]):
+    """Result of a `NetworkProgram`.
+
+    Attributes
+    ----------
+    outputs, logits
+        Values of the last layer, and those before the activation of a dense one; else None.
+    states
+        Final states of each recurrent layer.
+    seconds
+        Seconds by layer index and part.
+    """
+
+    outputs: A
+    states: Sequence[State[A]]
+    logits: A | None
+    seconds: Mapping[int, Mapping[str, float]]
+
+
+class NetworkProgram(Protocol[A]):
+    """A forward pass of all layers over batches of one shape, prepared for many calls.
+
+    It holds memory for one call at a time. Results are those of the layers, to the bit.
+    """
+
+    def run(self, x: A) -> ProgramResult[A]:
+        """Forward pass over inputs (N, T, D), from states of 0."""
+
+
+class Stepper(Protocol[A]):
+    """A pass of all layers over one step at a time, which keeps the states between the steps."""
+
+    def step(self, x: Array, out: Array) -> None:
+        """Read one step (N, D), and write its outputs (N, F)."""
+
+    def reset(self) -> None:
+        """Set all states to 0."""
+
+    @property
+    def states(self) -> list[State[A]]:
+        """Copies of the states of each recurrent layer."""
+
+    def set_states(self, states: Sequence[State[Array]]) -> None:
+        """Replace the states by others of their shapes."""
+
+
 class Accelerator(Protocol):
     """A device with memory of its own, which computes while the host goes on.
 
@@ -613,12 +660,15 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
         Dtype that it computes in, a name of `lstm_cli.engines.selection.DTYPES`.
     bits_ignore_threads
         Whether results have the same bits for any number of threads.
+    ignores_padding
+        Whether recurrent layers read no inputs past a sequence's end.
     """
 
     name: str
     device: str
     dtype: str
     bits_ignore_threads: bool
+    ignores_padding: bool
 
     @property
     def kernels_title(self) -> str:
@@ -638,6 +688,12 @@ class Engine(ArrayOperations[A, V], Protocol[A, V]):
 
     def feed(self) -> Feed[A]:
         """Copies of inputs and results, beside computing."""
+
+    def program(self, layers: Sequence[Layer[A, V]], N: int, T: int) -> NetworkProgram[A] | None:
+        """A forward pass for N sequences of T steps. None: it runs layer by layer."""
+
+    def stepper(self, layers: Sequence[Layer[A, V]], N: int) -> Stepper[A] | None:
+        """A pass of one step for N sequences. None: it runs layer by layer."""
 
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False

@@ -40,6 +40,28 @@ def storable_layer(spec: LayerSpec) -> StorableLayer:
             assert_never(spec)
 
 
+FOREIGN_CELLS = ("lstm", "gru", "rnn")
+"""Cells that other formats than lstm-cli's own have; a writer for another cell adds it here."""
+
+
+def check_cells(title: str, layers: Layers) -> None:
+    """Check that a format of other programs has the cells of a network.
+
+    Raises
+    ------
+    WeightsError
+        The error names the first layer of a cell that the format does not have.
+    """
+    for spec in layers:
+        if isinstance(spec, RecurrentSpec) and spec.kind not in FOREIGN_CELLS:
+            raise WeightsError(
+                f"{title} has no {spec.kind}: layer {spec.index} cannot be written",
+                expected=", ".join(FOREIGN_CELLS),
+                found=spec.kind,
+                hint="a native file keeps it: name a DST that ends in .safetensors",
+            )
+
+
 @dataclass(frozen=True)
 class Limit:
     """Values that a format stores of one option of a recurrent layer.

@@ -12,6 +12,7 @@ import numpy as np
 from lstm_cli.engines.types import Layers, LayerSpec, RecurrentSpec, lacks_bias
 from lstm_cli.errors import UsageError, WeightsError, nearest, quote
 from lstm_cli.formats import unsupported_files
+from lstm_cli.formats.capabilities import check_cells
 from lstm_cli.formats.detection import detect_format_name
 from lstm_cli.formats.gates import lacks_forget_gate
 from lstm_cli.formats.interchange import Export, Imported, ReadOptions, WriteOptions
@@ -204,11 +205,14 @@ def write(
     LstmCliError
         The file cannot be written. An older file is kept.
     """
+    chosen = format_named(format)
+    if chosen.name != "native":
+        check_cells(chosen.title, export.layers)
     needed = layers_needing_biases(format, export.layers)
     notes = tuple(
         f"layer {k} has no biases: written with biases of 0, which the format needs" for k in needed
     )
-    return notes + format_named(format).write(Path(path), export.with_biases(needed), options)
+    return notes + chosen.write(Path(path), export.with_biases(needed), options)
 
 
 def layers_needing_biases(format: str, layers: Layers) -> tuple[int, ...]:

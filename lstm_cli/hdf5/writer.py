@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -24,6 +24,9 @@ from lstm_cli.output_files import AtomicFile, check_output_path, error_hint, err
 
 MAX_ATTRIBUTE_BYTES = 60_000
 """Bytes of text in an attribute, which HDF5 limits to 64 KiB. Longer text becomes a dataset."""
+
+ROWS_BLOCK = 1 << 20
+"""Bytes of rows that are gathered before they are written."""
 
 
 @contextmanager
@@ -131,6 +134,17 @@ class _FailSafeFile:
                 self._error = error
 
 
+@dataclass
+class _Rows:
+    """Rows of a dataset that wait to be written."""
+
+    dataset: Any
+    start: int
+    stop: int
+    parts: list[Array] = field(default_factory=list)
+    nbytes: int = 0
+
+
 class OutputFile:
     """A file being written under a temporary name in the folder of `path`.
 
@@ -167,6 +181,7 @@ class OutputFile:
         self._temporary: AtomicFile | None = None
         self._sink: _FailSafeFile | None = None
         self._handle: Any = None
+        self._rows: dict[int, _Rows] = {}
 
     def open(self) -> None:
         """Create the temporary file."""
@@ -206,10 +221,39 @@ class OutputFile:
                 dtype=h5py.string_dtype(),
             )
 
-    def fill(self, dataset: Any, place: Any, values: Array) -> None:
-        """Write `values` to a selection of a dataset from `create`."""
+    def create_texts(self, name: str, count: int) -> Any:
+        """Create a dataset (count,) of text, to be filled by `fill_texts`."""
         with self._writing_errors():
-            dataset[place] = values
+            return self._handle.create_dataset(name, (count,), h5py.string_dtype())
+
+    def fill_texts(self, dataset: Any, place: slice, texts: Sequence[str]) -> None:
+        """Write texts to a part of a dataset from `create_texts`."""
+        with self._writing_errors():
+            dataset[place] = [_storable(text) for text in texts]
+
+    def fill(self, dataset: Any, place: Any, values: Array) -> None:
+        """Write `values` to a selection of a dataset from `create`.
+
+        Rows that follow one another are gathered and written in blocks, since a write of HDF5 takes
+        as long as that of thousands of numbers. So `values` may not change later.
+        """
+        if not isinstance(place, slice) or values.nbytes >= ROWS_BLOCK:
+            with self._writing_errors():
+                dataset[place] = values
+            return
+        rows = self._rows.get(id(dataset))
+        if rows is None or rows.stop != place.start:
+            self._write_rows(rows)
+            rows = self._rows[id(dataset)] = _Rows(dataset, place.start, place.start)
+        rows.parts.append(values)
+        rows.stop, rows.nbytes = place.stop, rows.nbytes + values.nbytes
+        if rows.nbytes >= ROWS_BLOCK:
+            self._write_rows(self._rows.pop(id(dataset)))
+
+    def _write_rows(self, rows: _Rows | None) -> None:
+        if rows is not None and rows.parts:
+            with self._writing_errors():
+                rows.dataset[rows.start : rows.stop] = np.concatenate(rows.parts)
 
     def describe(self, attributes: Mapping[str, Any], dataset: Any = None) -> None:
         """Write attributes of the file, or of a dataset."""
@@ -225,6 +269,9 @@ class OutputFile:
     def finish(self) -> None:
         """Close the file and rename it to `path`."""
         try:
+            for rows in self._rows.values():
+                self._write_rows(rows)
+            self._rows.clear()
             with self._writing_errors():
                 self._handle.close()
             with writing_errors(self.path, self._option):

@@ -19,6 +19,7 @@ from lstm_cli.engines.types import (
     LayerResult,
     Layers,
     LayerSpec,
+    NetworkProgram,
     RecurrentSpec,
     State,
     ZeroStates,
@@ -29,6 +30,9 @@ from lstm_cli.network.normalization import TENSOR_NAMES, Normalization
 from lstm_cli.network.results import Result, converted_gates, state_to_host
 from lstm_cli.network.state import as_array, check_steps, checked_lengths, checked_state
 from lstm_cli.network.weights import MisfitDescriber, fit_weights, is_finite, is_immutable
+
+MAX_PROGRAM_SHAPES = 16
+"""Most shapes of batches for which a network keeps programs."""
 
 
 class Network:
@@ -54,6 +58,8 @@ class Network:
         Initial states that stay 0 even if the caller gives others.
     engine_layers
         The layers with their weights, as the engine computes them.
+    dtype
+        Dtype of its arrays in NumPy's memory.
 
     Raises
     ------
@@ -73,6 +79,10 @@ class Network:
         self.zero_states: ZeroStates = {}
         fitted = fit_weights(self.layers, weights, describe=describe)
         self.normalization = Normalization.from_tensors(fitted)
+        self.dtype = np.dtype(array_dtype(engine))
+        first = next((spec for spec in self.layers if not isinstance(spec, DropoutSpec)), None)
+        self._reads_padding = not (engine.ignores_padding and isinstance(first, RecurrentSpec))
+        self._flattens = any(isinstance(spec, FlattenSpec) for spec in self.layers)
         self._weights: dict[str, Array] | None = None
         self._engine_weights: dict[str, EngineArray] = {
             name: _cast(name, v, array_dtype(engine))
@@ -160,6 +170,10 @@ class Network:
             A shape does not fit the network.
         """
         x, lengths = self.check(x, lengths)
+        if lengths is None and state is None and not keep:
+            result = self._run_program(x)
+            if result is not None:
+                return result
         states = self.check_state(state, x.shape[0])
         steps, on_device = x.shape[1], self.engine.from_device_array(x) is not None
         results = forward_layers(
@@ -175,6 +189,39 @@ class Network:
             return self._result(results, self.engine.to_padded, self.engine.to_padded(y))
         outputs = self.without_empty(self.engine.to_host(y), steps, lengths)
         return self._result(results, self.engine.to_host, outputs)
+
+    def _run_program(self, x: EngineArray) -> Result | None:
+        """Forward pass by a program of the engine. None: there is none for this shape.
+
+        The second batch of a shape makes the program, which later ones use. Each call takes one
+        for itself, so calls may run at the same time.
+        """
+        shape = x.shape[:2]
+        if shape not in self._programs:
+            if len(self._programs) >= MAX_PROGRAM_SHAPES:
+                self._programs.clear()
+            self._programs[shape] = []
+            return None
+        idle = self._programs.get(shape)
+        if idle is None:
+            return None
+        try:
+            program = idle.pop()  # pop and append need no lock
+        except IndexError:
+            made = self.engine.program(self.engine_layers, *shape)
+            if made is None:
+                self._programs[shape] = None
+                return None
+            program = made
+        result = program.run(x)
+        idle.append(program)
+        return Result(
+            result.outputs,
+            list(result.states),
+            {},
+            result.seconds,
+            lambda: result.logits,
+        )
 
     def _result(
         self,
@@ -204,6 +251,7 @@ class Network:
 
     def _make_layers(self) -> None:
         self._weights = None
+        self._programs: dict[tuple[int, int], list[NetworkProgram] | None] = {}
         self.engine_layers: tuple[Layer, ...] = tuple(
             self.engine.layer(spec, self._engine_weights) for spec in self.layers
         )
@@ -220,6 +268,10 @@ class Network:
 
         Inputs in the engine's memory stay there.
         """
+        plain = type(x) is np.ndarray and x.dtype == self.dtype and x.ndim == 3
+        fits = plain and lengths is None and x.shape[2] == self.input_size
+        if fits and self.normalization is None and not self._flattens:
+            return x, None  # as most calls come; the other checks take longer than a small layer
         x, n = self.check_arrays(x, lengths)
         scaling, dtype = self.normalization, array_dtype(self.engine)
         if self.engine.from_device_array(x) is not None:
@@ -229,7 +281,7 @@ class Network:
         shorter = n if n is not None and (n < x.shape[1]).any() else None
         if scaling is not None:
             return scaling.apply(x, shorter, dtype), n
-        if shorter is not None:
+        if shorter is not None and self._reads_padding:
             padding = (np.arange(x.shape[1]) >= shorter[:, None])[:, :, None]
             x = np.where(padding, np.zeros((), x.dtype), x)
         with np.errstate(over="ignore"):  # values beyond the dtype become infinite

@@ -269,18 +269,21 @@ def is_finite(value: Array) -> bool:
 
 def is_immutable(value: Array) -> bool:
     """Whether no array writes to the memory of this one."""
-    memory: object = value
-    while isinstance(memory, np.ndarray):
-        if memory.flags.writeable:
-            return False
-        memory = memory.base
-    return True
+    return not any(array.flags.writeable for array in _with_bases(value))
 
 
 def make_immutable(tensors: Mapping[str, Array]) -> None:
-    """Make arrays read-only, so that a network uses them without a copy."""
+    """Make arrays and their bases read-only, so that a network uses them without a copy."""
     for value in tensors.values():
-        value.setflags(write=False)
+        for array in _with_bases(value):
+            array.setflags(write=False)
+
+
+def _with_bases(value: Array) -> Iterator[Array]:
+    memory: object = value
+    while isinstance(memory, np.ndarray):
+        yield memory
+        memory = memory.base
 
 
 def _wrong_value(name: str, value: Array) -> str | None:

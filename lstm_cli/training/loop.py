@@ -27,7 +27,8 @@ from lstm_cli.training.interfaces import (
     Validation,
 )
 from lstm_cli.training.losses import METRICS
-from lstm_cli.training.metrics import BatchMetrics, Metrics
+from lstm_cli.training.metric_sums import MetricSums
+from lstm_cli.training.metrics import Metrics
 from lstm_cli.training.micro_batches import merged, rank_rows
 from lstm_cli.training.nonfinite import nonfinite_error
 from lstm_cli.training.train_step import Division, StepTrace, TrainStep
@@ -239,11 +240,11 @@ class Loop:
             finite = update.finite and self.train_step.weights_finite
         if not finite:
             raise nonfinite_error(self.train_step, trace, numbers, self.io.source.places, when)
-        engine, measured = self.train_step.network.engine, dict[int, BatchMetrics]()
+        measured: dict[int, MetricSums] = {}
         for one in trace.passes:
             tape, targets = one.tape, raw(one.chunk.targets)
             measured[one.chunk.micro_batch] = self._metrics.measure(
-                raw(tape.outputs), tape.logits, targets, tape.lengths, engine
+                raw(tape.outputs), tape.logits, targets, tape.lengths
             )
         for batch in merged(exchange.gather(measured)).values():
             self._metrics.add(batch)

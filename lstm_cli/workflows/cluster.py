@@ -1,4 +1,4 @@
-"""Ranks: processes that a launcher of MPI started together, and what they exchange.
+"""Ranks, processes that a launcher of MPI started together; and workers of a Dask cluster.
 
 Rank and size come from MPI's COMM_WORLD alone. The environment only decides whether mpi4py is
 loaded: a launcher must say that there are several processes.
@@ -10,7 +10,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.types import Array
-from lstm_cli.errors import DeviceError, UsageError, counted
+from lstm_cli.errors import DeviceError, UsageError, counted, printable, quote
 from lstm_cli.training.interfaces import Exchange
 from lstm_cli.training.micro_batches import ONE_RANK
 
@@ -33,6 +34,9 @@ A Slurm script that calls no srun is one process, and has no ``SLURM_STEP_NUM_TA
 """
 
 EXTRA = "pip install 'lstm-cli[mpi]'"
+DASK_EXTRA = "pip install 'lstm-cli[dask]'"
+DASK_SECONDS = 30
+"""Seconds that a Dask cluster gets to answer, and to have a worker."""
 PART_BYTES = 64 << 20
 """Largest number of bytes that one call of MPI sends."""
 
@@ -68,7 +72,7 @@ def check_single(command: str) -> None:
     if size > 1:
         raise UsageError(
             f"{command} was started as {counted(size, 'process')}, but runs on one",
-            expected="one process; train alone shares its work among ranks",
+            expected="one process; only run and train share their work among ranks",
             found=f"{variable}={size}",
             hint=f"start lstm-cli {command} without mpiexec or srun",
         )
@@ -124,7 +128,7 @@ class MpiStatus:
     Attributes
     ----------
     usable
-        Whether `train` can run on several ranks.
+        Whether `run` and `train` can use several ranks.
     mpi4py, library
         Version of mpi4py, and name and version of the MPI library. None: not found.
     reason
@@ -254,3 +258,81 @@ def _parted(data: Array, sizes: Sequence[int], like: Sequence[Array]) -> list[Ar
         data[stop - size : stop].view(array.dtype).reshape(array.shape)
         for stop, size, array in zip(stops, sizes, like, strict=True)
     ]
+
+
+def dask_version() -> str | None:
+    """Version of Dask's distributed; None: it is not installed."""
+    try:
+        return version("distributed")
+    except PackageNotFoundError:
+        return None
+
+
+class DaskPool:
+    """Workers of a Dask cluster; see `lstm_cli.workflows.workers.WorkerPool`.
+
+    Dask itself gives the tasks of a dead worker to another one.
+
+    Parameters
+    ----------
+    address
+        Address of the scheduler, or the path of its JSON file.
+    release
+        Function that every worker calls once all tasks are done.
+
+    Raises
+    ------
+    DeviceError
+        The extra is missing, the scheduler does not answer, or it has no workers.
+    """
+
+    def __init__(self, address: str, release: Callable[[], None]) -> None:
+        self._release = release
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise DeviceError(
+                "a Dask cluster is reached through the package distributed, which is missing",
+                expected="the dask extra",
+                found=str(error),
+                hint=DASK_EXTRA,
+            ) from None
+        scheduler = {"scheduler_file" if address.endswith(".json") else "address": address}
+        try:
+            self._client: Any = Client(**scheduler, timeout=DASK_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:  # a timeout is an OSError
+            raise DeviceError(
+                f"no Dask scheduler answers at {address}",
+                expected="the address that dask scheduler prints",
+                found=printable(str(error)) or type(error).__name__,
+            ) from None
+        try:
+            self._client.wait_for_workers(1, timeout=DASK_SECONDS)
+        except TimeoutError:
+            self._client.close()
+            raise DeviceError(
+                f"the Dask scheduler at {address} has no workers",
+                expected="at least one worker",
+                found=f"none in {DASK_SECONDS} seconds",
+                hint=f"dask worker {quote(address)} starts one",
+            ) from None
+        self.size = sum(self._client.nthreads().values())
+        self.most_submitted = sys.maxsize
+
+    def start(self) -> Executor:
+        """See `lstm_cli.workflows.workers.WorkerPool`."""
+        executor: Executor = self._client.get_executor(pure=False)
+        return executor
+
+    def stop(self, executor: Executor, *, is_done: bool) -> None:
+        """See `lstm_cli.workflows.workers.WorkerPool`."""
+        executor.shutdown(wait=is_done)
+        if is_done:
+            self._client.run(self._release, on_error="ignore")
+        self._client.close()
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether an error of a task says that its workers died again and again."""
+        from distributed import KilledWorker
+
+        return isinstance(error, KilledWorker)

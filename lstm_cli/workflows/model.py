@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,24 +24,19 @@ from lstm_cli.engines.types import (
 from lstm_cli.errors import (
     ConfigError,
     DeviceMemoryError,
+    UsageError,
     counted,
+    described,
+    nearest,
 )
 from lstm_cli.formats import unsupported_files
 from lstm_cli.formats.interchange import Imported, ReadOptions, TmvaOrder, parse_name_patterns
 from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
-from lstm_cli.network.state import StateCarry
+from lstm_cli.network.state import StateCarry, as_array
+from lstm_cli.network.stream import Stream
 from lstm_cli.network.weights import make_immutable
-from lstm_cli.workflows.arguments import (
-    checked_config,
-    checked_flag,
-    checked_kind,
-    checked_path,
-    checked_seed,
-    checked_text,
-    checked_weights,
-)
 from lstm_cli.workflows.shape_check import layer_title, misfit_describer
 from lstm_cli.workflows.weights_files import (
     config_of,
@@ -50,6 +46,8 @@ from lstm_cli.workflows.weights_files import (
     standing_notes,
 )
 
+CONFIG = "a path, or the config as a mapping"
+"""Expected value of an argument `config`, for messages."""
 CONFIG_HINT = "name a config of its layers: lstm_cli.load(path, config=...)"
 
 
@@ -149,7 +147,7 @@ class Model:
         DataError
             Shapes do not fit the network.
         """
-        keep = checked_flag(keep, "keep")
+        keep = _checked_flag(keep, "keep")
         start = state
         if self.stateful:
             x, lengths = self.network.check_arrays(x, lengths)
@@ -158,6 +156,21 @@ class Model:
         if self.stateful:
             self._carry.store(result.state)
         return result
+
+    def stream(self, batch: int = 1) -> Stream:
+        """The network step by step, as inputs come; see `lstm_cli.network.stream.Stream`.
+
+        Parameters
+        ----------
+        batch
+            Number of sequences that run side by side.
+
+        Raises
+        ------
+        ConfigError
+            A layer needs steps that are yet to come.
+        """
+        return Stream(self.network, batch)
 
     def reset_state(self) -> None:
         """Make stateful layers start from zeros again, as at the beginning of a file."""
@@ -173,7 +186,7 @@ class Model:
         """
         from lstm_cli.formats import native
 
-        checked_path(path, "path")
+        _checked_path(path, "path")
         native.write(path, self.weights, self.config.to_yaml())
 
 
@@ -214,10 +227,10 @@ def build(
     ConfigError, WeightsError, DeviceError, UsageError
         A config, weights, device or argument is wrong; the error lists every problem.
     """
-    weights = checked_weights(weights)
+    weights = _checked_weights(weights)
     chosen_engine = create_engine(engine, device, dtype, threads)
-    source = read_if_weights(checked_config(config))
-    resolved = read_config(source, seed=checked_seed(seed))
+    source = read_if_weights(_checked_config(config))
+    resolved = read_config(source, seed=_checked_seed(seed))
     imported = source if isinstance(source, Imported) else None
     return assemble(resolved, chosen_engine, imported if weights is None else weights)
 
@@ -262,15 +275,15 @@ def load(
         The file cannot be read or does not fit the config, or there is no config.
     """
     options = ReadOptions(
-        checked_text(format, "format"),
-        checked_text(prefix, "prefix"),
-        checked_text(tmva_order, "tmva_order", ("slots", "labels")),  # type: ignore[arg-type]
+        _checked_text(format, "format"),
+        _checked_text(prefix, "prefix"),
+        _checked_text(tmva_order, "tmva_order", ("slots", "labels")),
         only=parse_name_patterns(only, "only"),
         ignore=parse_name_patterns(ignore, "ignore"),
     )
     chosen_engine = create_engine(engine, device, dtype, threads)
-    path = checked_path(path, "path", "the path of a weights file")  # type: ignore[assignment]
-    config = checked_config(config, optional=True)
+    path = _checked_path(path, "path", "the path of a weights file")
+    config = _checked_config(config, optional=True)
     resolved = None if config is None else read_config(config)
     imported = read_weights(path, options, layers=None if resolved is None else resolved.specs)
     if resolved is None:
@@ -393,3 +406,73 @@ def _machine_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def checked_kind(value: Any, kind: type, name: str, expected: str) -> None:
+    """Raise UsageError unless an argument is an instance of a class."""
+    if not isinstance(value, kind):
+        raise _wrong(name, expected, value)
+
+
+def _checked_path(value: Any, name: str, expected: str = "a path") -> Any:
+    """Return a path unchanged, if a file can have that name."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise _wrong(name, expected, value)
+    return value
+
+
+def _checked_config(value: Any, *, optional: bool = False) -> Any:
+    if (optional and value is None) or isinstance(value, Mapping | Imported):
+        return value
+    return _checked_path(value, "config", CONFIG + (", or None" if optional else ""))
+
+
+def _checked_weights(value: Any) -> Any:
+    if value is None or isinstance(value, Imported):
+        return value
+    if not isinstance(value, Mapping):
+        return _checked_path(value, "weights", "a path, a mapping of names to arrays, or None")
+    return {_tensor_name(key): _tensor(key, tensor) for key, tensor in value.items()}
+
+
+def _tensor_name(key: Any) -> str:
+    if not isinstance(key, str):
+        raise _wrong("a name in weights", "a text such as layers.0.weight_ih", key)
+    return key
+
+
+def _tensor(key: str, tensor: Any) -> Array:
+    array = as_array(tensor, key, "real numbers")
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise _wrong(f"weights[{key!r}]", "an array of real numbers", tensor)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _checked_text(value: Any, name: str, choices: tuple[str, ...] = ()) -> Any:
+    """Return a text or None; the text is one of `choices` if there are any."""
+    if value is None or (isinstance(value, str) and (not choices or value in choices)):
+        return value
+    guess = nearest(value, choices) if isinstance(value, str) else None
+    expected = f"{', '.join(choices) or 'a text'}, or None"
+    raise _wrong(name, expected, value, f"did you mean `{guess}`?" if guess else None)
+
+
+def _checked_seed(value: Any) -> int | None:
+    if value is None:
+        return None
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if whole and value >= 0:
+        return int(value)
+    raise _wrong("seed", "a whole number, at least 0, or None", value)
+
+
+def _checked_flag(value: Any, name: str) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise _wrong(name, "True or False", value)
+
+
+def _wrong(name: str, expected: str, value: Any, hint: str | None = None) -> UsageError:
+    what = f"{name} cannot be used as given"
+    return UsageError(what, expected=expected, found=described(value), hint=hint)

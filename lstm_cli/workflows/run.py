@@ -18,6 +18,7 @@ from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result
 from lstm_cli.output_files import HDF5_ATTRIBUTE
 from lstm_cli.training.losses import loss_for
+from lstm_cli.training.metric_sums import MetricSums
 from lstm_cli.training.metrics import Metrics
 from lstm_cli.training.nonfinite import nonfinite_data_error
 from lstm_cli.training.train_step import Chunk
@@ -32,6 +33,9 @@ AUTO_BYTES = 64 << 20
 """Most bytes of the widest layer's values over a batch, for an automatic batch size."""
 STEP_BYTES = 256 << 10
 """Most bytes of the largest recurrent layer's gates at one step, so that a cache holds them."""
+
+STATEFUL_BATCH = 64
+"""Sequences per batch of a stateful network, for an automatic batch size."""
 
 StateShape = tuple[int, int, int, int | None]
 """Layer index, directions, features of h, features of c or None."""
@@ -51,6 +55,25 @@ class RunFiles:
     gates: Path | None = None
     state: str | Path | None = None
     force: bool = False
+
+
+@dataclass(frozen=True)
+class PartialRun:
+    """Run over some consecutive sequences, whose results are put together with others later.
+
+    Attributes
+    ----------
+    span
+        Number of the first sequence, and of the one after the last.
+    group
+        Group of the results file that gets the results.
+    complete
+        Function that completes the results file from the report, before it gets its name.
+    """
+
+    span: tuple[int, int]
+    group: str
+    complete: Callable[[ResultWriter, RunReport], None]
 
 
 @dataclass(frozen=True)
@@ -76,13 +99,15 @@ class RunReport:
     seconds
         Seconds of reading, computing and writing together.
     metrics
-        Metrics by name; empty without targets.
+        Metrics by name; empty without targets, and for a `PartialRun`, which has `sums`.
     loss
         Name of the loss among the metrics.
     notes
         Notes for the user, such as the reason why targets were not used.
     not_finite
         Outputs that are NaN or infinite; None if there are none.
+    sums
+        Sums that the metrics are means of; None if targets are missing or were not used.
     """
 
     sequences: int
@@ -94,6 +119,11 @@ class RunReport:
     loss: str | None = None
     notes: tuple[str, ...] = ()
     not_finite: NotFiniteOutputs | None = None
+    sums: MetricSums | None = None
+
+
+TARGETS_NOT_USED = "the targets were not used"
+"""Beginning of the notes on targets that do not fit."""
 
 
 def state_shapes(model: Model) -> list[StateShape]:
@@ -116,7 +146,12 @@ def metric_loss(model: Model) -> tuple[str, bool]:
 
 
 def automatic_batch_size(model: Model, data: SequenceData) -> int:
-    """Return a batch size whose gates fit `STEP_BYTES` and whose values fit `AUTO_BYTES`."""
+    """Return a batch size whose gates fit `STEP_BYTES` and whose values fit `AUTO_BYTES`.
+
+    The results of a stateful network depend on the batch size, so that it is always the same.
+    """
+    if model.stateful:
+        return STATEFUL_BATCH
     size = np.dtype(array_dtype(model.network.engine)).itemsize
     layers = model.network.layers
     width = max(max(spec.input_size, spec.output_size) for spec in layers) * size
@@ -133,6 +168,7 @@ def run_dataset(
     halve: bool = False,
     files: RunFiles = RunFiles(),
     progress: Callable[[int], None] | None = None,
+    part: PartialRun | None = None,
 ) -> RunReport:
     """Run the forward pass over a dataset.
 
@@ -146,13 +182,15 @@ def run_dataset(
         Files for results, and for initial states to read.
     progress
         Function that is called after every batch, with its number of sequences.
+    part
+        Sequences to run; None: all.
 
     Raises
     ------
     DataError, LstmCliError
         The data cannot be read or does not fit; a file cannot be written.
     """
-    return _Run(model, data, batch_size, halve, files, progress).run()
+    return _Run(model, data, batch_size, halve, files, progress, part).run()
 
 
 class _Run:
@@ -164,9 +202,10 @@ class _Run:
         halve: bool,
         files: RunFiles,
         progress: Callable[[int], None] | None,
+        part: PartialRun | None,
     ) -> None:
         self.model, self.data, self.batch_size = model, data, batch_size
-        self.files, self.progress = files, progress
+        self.files, self.progress, self.part = files, progress, part
         self.watch = Stopwatch()
         self.notes = list(data.notes)
         if (lost := lost_digits_note(model.network, data)) is not None:
@@ -190,7 +229,7 @@ class _Run:
             return None, is_named
         if loss == "cross_entropy" and window is not None and window.predict > 1:
             self.notes.append(
-                "the targets were not used: cross_entropy compares one class per window, but "
+                f"{TARGETS_NOT_USED}: cross_entropy compares one class per window, but "
                 f"data.window.predict is {window.predict}"
             )
             return None, is_named
@@ -221,6 +260,8 @@ class _Run:
                         self._take(part, result)
             for part, result in self.pipeline.remaining():
                 self._take(part, result)
+            if self.part is not None and self.writer is not None:
+                self.part.complete(self.writer, self._report(perf_counter() - start))
             with self.watch.section("write") if writes else nullcontext():
                 self.stack.close()  # renames the complete files of results
         return self._report(perf_counter() - start)
@@ -252,6 +293,8 @@ class _Run:
                 attributes=attributes,
                 states=shapes,
                 force=self.files.force,
+                span=None if self.part is None else self.part.span,
+                group="" if self.part is None else self.part.group,
             )
             self.writer = self.stack.enter_context(writer)
         if self.files.gates is not None:
@@ -272,6 +315,7 @@ class _Run:
             per_step=self.model.network.returns_sequences,
             keep_rows=self.model.stateful,
             allocate=allocate,
+            span=None if self.part is None else self.part.span,
         )
 
     def _take(self, batch: Batch, result: Result) -> None:
@@ -306,7 +350,7 @@ class _Run:
             problem = error.problems[0]
             shapes = f": expected {problem.expected}, found {problem.found}"
             self.notes.append(
-                f"the targets were not used: {problem.what}{shapes if problem.expected else ''}"
+                f"{TARGETS_NOT_USED}: {problem.what}{shapes if problem.expected else ''}"
             )
         if bad is not None:
             raise bad
@@ -355,24 +399,26 @@ class _Run:
                 self.gates.write(batch, result.kept)
 
     def _report(self, seconds: float) -> RunReport:
-        network, data = self.model.network, self.data
+        network, data, notes = self.model.network, self.data, list(self.notes)
         if self.metrics is not None and not len(data.numbers):
-            self.notes.append(
+            notes.append(
                 "no metrics: the targets of every window lie beyond the end of its sequence"
             )
         if self.states is not None and self.states.not_finite is not None:
-            self.notes.append(self.states.not_finite)
+            notes.append(self.states.not_finite)
+        first, stop = (0, data.count) if self.part is None else self.part.span
         steps: tuple[int | str, ...] = ()
         if network.returns_sequences:
             steps = ("T",) if data.varying else (data.max_steps,)
         return RunReport(
-            data.count,
-            data.total_steps,
-            (data.count, *steps, network.output_size),
-            timing_rows(self.watch, network.layers, seconds, data.count),
+            stop - first,
+            data.total_steps if self.part is None else int(data.lengths(first, stop - first).sum()),
+            (stop - first, *steps, network.output_size),
+            timing_rows(self.watch, network.layers, seconds, stop - first),
             seconds,
-            self.metrics.result() if self.metrics is not None else {},
+            self.metrics.result() if self.metrics is not None and self.part is None else {},
             self.metrics.loss if self.metrics is not None else None,
-            (*self.notes, *self.pipeline.notes),
+            (*notes, *self.pipeline.notes),
             NotFiniteOutputs(self.bad_sequences, self.first_bad) if self.bad_sequences else None,
+            self.metrics,
         )

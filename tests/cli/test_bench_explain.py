@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lstm_cli.cli.bench_tables import explanation_lines, head_lines
+from lstm_cli.cli.display.bench_tables import explanation_lines, head_lines
 from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.selection import engine_statuses

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
 import lstm_cli
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display.console import Console
 from lstm_cli.errors import Problem, printable, quote
 
 EVIL = "a\x1b[35;5mb\x07\r\nc\x9b35md\u202ee\x7f[red]f[/red][/][link=x]g\t:bomb:h"
@@ -352,7 +352,7 @@ def test_names_without_end_are_cut(lstm, tmp_path):
 
 def test_wide_and_combined_letters_keep_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    from lstm_cli.cli.tables import plain_table
+    from lstm_cli.cli.display.tables import plain_table
 
     table = plain_table("name", "|")
     for name in ("plain", "漢字テスト", "e\u0301e\u0301", EVIL, "x[bold]y"):

@@ -327,6 +327,47 @@ def _() -> None:
     hdf5(inputs=inputs(1, 9, D))
 
 
+# Shares of a run.
+
+
+@case("leave out {}", "run c.yaml x.h5 --output o.h5 --shard 1/2 --workers 2", do="lstm-cli run c.yaml x.h5 --output o.h5 --shard 1/2")
+@case("leave out {}", "run c.yaml x.h5 --output o.h5 --shard 1/2 --gates g.h5", do="lstm-cli run c.yaml x.h5 --output o.h5 --shard 1/2")
+@case("leave out {}", "run c.yaml x.h5 --workers 2 --set model.layers.0.stateful=true", do="lstm-cli run c.yaml x.h5 --set model.layers.0.stateful=true")
+@case("--output results.h5", "run c.yaml x.h5 --shard 1/2")
+@case("lstm-cli run CONFIG DATA --output {} --shard 1/2 writes one", "join o.h5", do="lstm-cli run c.yaml x.h5 --output o.h5 --shard 1/2")
+def _() -> None:
+    net()
+    hdf5(inputs=inputs())
+
+
+def _shards(*numbers: str, seed: int = 1) -> None:
+    for number in numbers:
+        words = f"run c.yaml x.h5 --output o.h5 --quiet --seed {seed} --shard {number}"
+        assert main([*words.split(), "--engine", "reference"]) == 0
+
+
+def _remove(pattern: str) -> None:
+    for path in Path().glob(pattern):
+        path.unlink()
+
+
+@case("lstm-cli run CONFIG DATA --output {} --shard {}/{} writes it", "join o.h5", do=lambda: _shards("1/3"))
+@case("rm {}.shard-*-of-{} removes those of one division", "join p.h5", do=lambda: _remove("p.h5.shard-*-of-4"))
+@case("run the shares of the older one again, for example --shard {}/{}", "join q.h5", do=lambda: (_shards("3/3"), Path("o.h5.shard-3-of-3").rename("q.h5.shard-3-of-3")))
+def _() -> None:
+    net()
+    hdf5(inputs=inputs())
+    _shards("1/3", "2/3", "3/3", "1/4")
+    for path in sorted(Path().glob("o.h5.shard-*")):
+        shutil.copy(path, path.name.replace("o.", "p."))
+        shutil.copy(path, path.name.replace("o.", "q."))
+    _remove("[oq].h5.shard-1-of-4")
+    _shards("3/3", seed=2)
+    Path("o.h5.shard-3-of-3").rename("q.h5.shard-3-of-3")
+    _shards("2/3", "3/3")
+    _remove("o.h5.shard-1-of-3")
+
+
 # CONFIG, DATA and weights.
 
 
@@ -349,7 +390,7 @@ def _() -> None:
 
 @case("lstm-cli data {} shows what it holds", "run x.h5 x2.h5", do="lstm-cli data x.h5", shows="/inputs")
 @case("give the file as CONFIG: lstm-cli inspect-shapes {}", "run c.yaml w.weights.h5", do="lstm-cli inspect-shapes w.weights.h5", shows="layers/lstm")
-@case("name its files: {}{}", "run c.yaml f", do="lstm-cli run c.yaml f/a.h5")
+@case("name its files: {}{}", "data f", do="lstm-cli data f/a.h5")
 @case("the config comes first, then the data, which are HDF5: lstm-cli run CONFIG DATA.h5", "run t.csv x.h5", do="lstm-cli run c.yaml x.h5")
 @case("leave --{} out: {} files are read whole", "inspect-shapes n.safetensors --only 'lstm.*'", do="lstm-cli inspect-shapes n.safetensors")
 @case("numpy.savez('reference.npz', inputs=..., outputs=...) writes them into one file", "convert n.safetensors o.onnx --check r.npy", do="--check reference.npz")
@@ -1253,6 +1294,8 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
     "a program of others does it": (
         "nccopy -k nc4 {} {}",
         "pip install hdf5plugin",
+        "pip install 'lstm-cli[dask]'",
+        "dask worker {} starts one",
         "pip install 'lstm-cli[{}]'",
         "pip install --upgrade 'lstm-cli[{}]'",
         "bench --against {} needs the package {}, which is not installed",
@@ -1312,6 +1355,8 @@ UNDRIVEN: dict[str, tuple[str, ...]] = {
     ),
     "a limit of the system, or other programs, must change": (
         "; --threads 1 needs the fewest threads",
+        "if memory is short, fewer workers or a smaller --batch-size need less; finished shards are "
+        "kept",
         "fewer units, a smaller --batch-size or --engine reference need less; ",
         "fewer units or --engine reference need less; ",
         "ulimit -v unlimited lifts a limit on memory; other programs may use memory too",

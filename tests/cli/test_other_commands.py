@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import lstm_cli
-from lstm_cli.cli.bench_tables import size_table
-from lstm_cli.cli.console import Console
+from lstm_cli.cli.display.bench_tables import size_table
+from lstm_cli.cli.display.console import Console
 from lstm_cli.engines.selection import engine_statuses
 from lstm_cli.workflows.bench import GridSize, PeerAgreement, RooflineShares, SizeResult, Timing
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from repository import ROOT
+from mpi_commands import MPIEXEC, environment, run, start
 
 pytest.importorskip("mpi4py")
-PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-MPIEXEC = shutil.which("mpiexec", path=PLACES)
 pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="mpiexec is not installed")
 
 N, T, D = 40, 12, 3
-COMMAND = (sys.executable, "-m", "lstm_cli")
 
 
 @pytest.fixture(scope="module")
@@ -52,34 +48,6 @@ def config(path: Path, layer: str, last: bool = True, train: str = "") -> Path:
         f"train:\n  loss: {loss}\n  epochs: 2\n  batch_size: 9\n  micro_batches: 5\n{train}"
     )
     return path
-
-
-def environment() -> dict[str, str]:
-    """The environment without the variables of a launcher that may have started the tests."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
-    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-
-
-def start(ranks: int, *arguments: object) -> subprocess.Popen[str]:
-    words = [MPIEXEC, "-n", str(ranks), *COMMAND, *map(str, arguments)]
-    return subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-
-
-def run(ranks: int, *arguments: object) -> tuple[int, str, str]:
-    process = start(ranks, *arguments)
-    try:
-        out, err = process.communicate(timeout=90)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, out, err
 
 
 def digest(output: Path) -> str:

@@ -17,7 +17,7 @@ from lstm_cli.network import backpropagation
 from lstm_cli.network.initializers import initialize
 from lstm_cli.network.network import Network
 from lstm_cli.training.losses import Criterion
-from lstm_cli.training.metrics import area_under_curve
+from lstm_cli.training.metric_sums import area_under_curve
 from lstm_cli.training.optimizers import SGDOptimizer
 from lstm_cli.training.schedules import ConstantSchedule
 from lstm_cli.training.targets import TargetFormat

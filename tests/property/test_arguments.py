@@ -12,6 +12,7 @@ import pytest
 
 import lstm_cli
 from lstm_cli.errors import LstmCliError
+from lstm_cli.network.stream import Stream
 from lstm_cli.workflows.train.trainer import OPTIONS
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -76,6 +77,8 @@ def usual(folder: Path) -> dict[str, dict[str, Any]]:
         "Model.run, stateful": {"self": carried, "x": X},
         "Model.save": {"self": net, "path": folder / "m.safetensors"},
         "Model.reset_state": {"self": net},
+        "Model.stream": {"self": net},
+        "Stream.step": {"self": net.stream(), "x": X[0, 0]},
         "Trainer": {"net": net},
         "Trainer.step": {"self": trainer, "x": X, "y": Y},
         "Trainer.gradients": {"self": trainer, "x": X, "y": Y},
@@ -94,6 +97,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
         if callable(found) and name != "LstmCliError":
             yield name, found
     yield "Model.run, stateful", lstm_cli.Model.run
+    yield "Stream.step", Stream.step
 
 
 @pytest.fixture(scope="module")

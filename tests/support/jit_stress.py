@@ -117,7 +117,7 @@ def main(runs: int, seed: int) -> None:
         before = resources()  # by now all memory has its final size
         wrong += sum(pool.map(half, range(CALLERS, 2 * CALLERS)))
         after = resources()
-    spaces = max(len(free) for free in engine._workspaces._free.values())
+    spaces = max(len(free) for free in engine._resources.workspaces._free.values())
     report = {"wrong": wrong, "before": before, "after": after, "spaces": spaces}
     print(json.dumps(report))
 

@@ -57,6 +57,7 @@ class CudaEngine(DeviceArrays):
     threads = None
     workspace_bytes = None
     bits_ignore_threads = True
+    ignores_padding = True
 
     def __init__(
         self,
@@ -159,6 +160,14 @@ class CudaEngine(DeviceArrays):
                 recurrent_gradients.pop() if is_recurrent else LayerGradients(gradients[-1].x)
             )
         return gradients[::-1]
+
+    def program(
+        self, layers: Sequence[Layer[DeviceArray, PackedSequences]], N: int, T: int
+    ) -> None:
+        """Always None, since a device's layers are launched one by one."""
+
+    def stepper(self, layers: Sequence[Layer[DeviceArray, PackedSequences]], N: int) -> None:
+        """Always None, since a device's layers are launched one by one."""
 
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False

@@ -16,6 +16,7 @@ from lstm_cli.engines.explanation import Explanation
 from lstm_cli.engines.jit.codegen.elementwise import evaluate_elementwise, sum_elementwise
 from lstm_cli.engines.jit.explanation import explain
 from lstm_cli.engines.jit.layers import Resources, make_layer
+from lstm_cli.engines.jit.program import make_program, make_stepper
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
 from lstm_cli.engines.reference.arrays import HostArrays
 from lstm_cli.engines.types import (
@@ -25,7 +26,9 @@ from lstm_cli.engines.types import (
     Layers,
     LayerSpec,
     MachinePeaks,
+    NetworkProgram,
     RecurrentSpec,
+    Stepper,
     array_dtype,
     with_biases,
 )
@@ -57,6 +60,7 @@ class JitEngine(HostArrays):
     name = "jit"
     device = "cpu"
     bits_ignore_threads = True
+    ignores_padding = True
 
     def __init__(
         self, dtype: str = "float32", threads: int = 1, machine: Machine | None = None
@@ -78,6 +82,16 @@ class JitEngine(HostArrays):
         spec, weights = with_biases(spec, weights)
         tensors = {name: np.ascontiguousarray(weights[name], dtype) for name in _names(spec)}
         return make_layer(spec, tensors, self._resources)
+
+    def program(
+        self, layers: Sequence[Layer[Array, Array]], N: int, T: int
+    ) -> NetworkProgram[Array] | None:
+        """A prepared pass of small layers; see `lstm_cli.engines.types.Engine`."""
+        return make_program(layers, N, T, array_dtype(self), self._resources)
+
+    def stepper(self, layers: Sequence[Layer[Array, Array]], N: int) -> Stepper[Array] | None:
+        """A prepared pass of one step; see `lstm_cli.engines.types.Engine`."""
+        return make_stepper(layers, N, array_dtype(self), self._resources)
 
     def evaluate(
         self,

@@ -183,20 +183,9 @@ def run_forward(
     buffers, seconds
         Buffers that the kernel filled; seconds of the input projection and of the recurrence.
     """
-    rows = inputs.rows
-    if rows.order is None:
-        key = (kernel.address, weights.sizes, rows, *_variant_key(inputs))
-        buffers = workspace.cached(key)
-        if buffers is None:
-            buffers = workspace.remember(key, _buffers(weights, kernel, inputs, workspace))
-    else:
-        buffers = _buffers(weights, kernel, inputs, workspace)
+    buffers = prepared_buffers(weights, kernel, inputs, y, workspace)
     _load_initial_states(buffers, inputs)
     block = buffers.block
-    if buffers.bound_kernel is not kernel:
-        kernel.arguments.all.fill(block, kernel.arguments.weights, kernel.weights)
-        buffers.bound_kernel = kernel
-    _write_call_arguments(buffers, inputs, y)
     if inputs.threads > 1:
         buffers.phase_memory.fill(0)
     start, setup_before = perf_counter(), total_setup_seconds()
@@ -205,6 +194,29 @@ def run_forward(
     x_cycles, cycles = block.item(0), block.item(1)
     share = seconds * x_cycles / (x_cycles + cycles or 1)
     return buffers, (share, seconds - share)
+
+
+def prepared_buffers(
+    weights: RecurrentWeights,
+    kernel: ForwardKernel,
+    inputs: ForwardInputs,
+    y: tuple[Array, int] | None,
+    workspace: Workspace,
+) -> ForwardBuffers:
+    """Buffers for a run, with a complete argument block; see `run_forward`."""
+    rows = inputs.rows
+    if rows.order is None:
+        key = (kernel.address, weights.sizes, rows, *_variant_key(inputs))
+        buffers: ForwardBuffers | None = workspace.cached(key)
+        if buffers is None:
+            buffers = workspace.remember(key, _buffers(weights, kernel, inputs, workspace))
+    else:
+        buffers = _buffers(weights, kernel, inputs, workspace)
+    if buffers.bound_kernel is not kernel:
+        kernel.arguments.all.fill(buffers.block, kernel.arguments.weights, kernel.weights)
+        buffers.bound_kernel = kernel
+    _write_call_arguments(buffers, inputs, y)
+    return buffers
 
 
 def _variant_key(inputs: ForwardInputs) -> tuple[object, ...]:

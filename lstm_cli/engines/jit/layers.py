@@ -22,12 +22,14 @@ from lstm_cli.engines.jit.batch import RowGroups, group_rows, step_work, thread_
 from lstm_cli.engines.jit.codegen.ir import VectorType
 from lstm_cli.engines.jit.codegen.matmul import (
     Matmul,
+    MatmulKernel,
     MemoryRows,
     matmul_kernel,
     pack_matrix,
     run_matmul,
 )
 from lstm_cli.engines.jit.codegen.packing import PackedMatrix
+from lstm_cli.engines.jit.codegen.rows import softmax
 from lstm_cli.engines.jit.codegen.weight_gradient import (
     WeightGradient,
     run_weight_gradient,
@@ -52,7 +54,6 @@ from lstm_cli.engines.reference.layers import (
     DenseTape,
     Dropout,
     Flatten,
-    softmax,
     through_activation,
 )
 from lstm_cli.engines.schedule import CellSchedule
@@ -162,7 +163,7 @@ class Recurrent:
         if training is not None:
             return self._forward_training(x, lengths, state, training)
         spec, x = self.spec, _contiguous_steps(x)
-        threads, rows = self._share_rows(x, lengths)
+        threads, rows = self.share_rows(x, lengths)
         y = self._output(x, lengths)
         gates: dict[str, dict[str, Array]] = {}
         finals, input_seconds, seconds = [], 0.0, 0.0
@@ -195,7 +196,7 @@ class Recurrent:
             dropout_mask = training.mask(spec, 0, x.shape, spec.dropout).astype(x.dtype)
             x = x * dropout_mask
         x = _contiguous_steps(x)
-        threads, rows = self._share_rows(x, lengths)
+        threads, rows = self.share_rows(x, lengths)
         y = self._output(x, lengths)
         tape = RecurrentTape([], [], [], lengths, dropout_mask)
         finals, timing = [], {"input projection": 0.0, "recurrence": 0.0}
@@ -237,7 +238,8 @@ class Recurrent:
         shape = (*x.shape[:2], self.spec.output_size)
         return np.empty(shape, x.dtype) if lengths is None else np.zeros(shape, x.dtype)
 
-    def _share_rows(self, x: Array, lengths: Array | None) -> tuple[int, RowGroups]:
+    def share_rows(self, x: Array, lengths: Array | None) -> tuple[int, RowGroups]:
+        """Number of threads for a batch, and the order in which they compute its rows."""
         N, T, _ = x.shape
         threads, groups = thread_sharing(N, T, self._work, self.threads, fits=self._fits)
         return threads, group_rows(N, T, lengths, groups)
@@ -371,14 +373,9 @@ class Dense:
         flat = np.ascontiguousarray(x).reshape(M, spec.input_size)
         logits = np.empty((M, spec.units), x.dtype)
         y = logits if spec.activation is None else np.empty_like(logits)
-        weights = self._pack("forward", self.weight, self.bias)
-        root = None if spec.activation is None else spec.activation(symbol("a"))
-        kernel = matmul_kernel(weights.columns.split, root, self.machine)
-        sums = None if root is None else MemoryRows.of(logits)
-        product = Matmul(M, MemoryRows.of(flat), weights, MemoryRows.of(y), sums)
-        run_matmul(kernel, product, self.threads)
+        run_matmul(*self.product(flat, logits, y), self.threads)
         if spec.activation is None:
-            y = softmax(logits)
+            y = softmax(logits, self.machine, self.threads)
         shape = (*x.shape[:-1], spec.units)
         logits, y = logits.reshape(shape), y.reshape(shape)
         if lengths is not None and y.ndim == 3:
@@ -386,6 +383,17 @@ class Dense:
             y = np.where(past_end[:, :, None], np.zeros((), y.dtype), y)
         seconds = {"product": perf_counter() - start - (total_setup_seconds() - setup_before)}
         return LayerResult(y, logits=logits, seconds=seconds, tape=DenseTape(x, logits, y))
+
+    def product(self, x: Array, logits: Array, y: Array) -> tuple[MatmulKernel, Matmul]:
+        """The product for rows x (M, D) with logits and activations (M, units).
+
+        A softmax layer has no activation here: `y` is not written.
+        """
+        weights, activation = self._pack("forward", self.weight, self.bias), self.spec.activation
+        root = None if activation is None else activation(symbol("a"))
+        kernel = matmul_kernel(weights.columns.split, root, self.machine)
+        sums, out = (None, logits) if root is None else (MemoryRows.of(logits), y)
+        return kernel, Matmul(len(x), MemoryRows.of(x), weights, MemoryRows.of(out), sums)
 
     def backward(
         self, tape: LayerTape, d_output: Array, *, d_logits: bool = False

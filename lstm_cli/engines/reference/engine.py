@@ -60,6 +60,7 @@ class ReferenceEngine(NumpyElementwise):
     name = "reference"
     device = "cpu"
     bits_ignore_threads = False
+    ignores_padding = False
     kernels_title = f"NumPy {np.__version__}"
     workspace_bytes = None
 
@@ -90,6 +91,12 @@ class ReferenceEngine(NumpyElementwise):
             name: np.ascontiguousarray(weights[name], self.dtype) for name in spec.parameters()
         }
         return make_layer(spec, tensors, self._blas_threads, by_gate=self.by_gate)
+
+    def program(self, layers: Sequence[Layer[Array, Array]], N: int, T: int) -> None:
+        """Always None, since NumPy runs layer by layer."""
+
+    def stepper(self, layers: Sequence[Layer[Array, Array]], N: int) -> None:
+        """Always None, since NumPy runs layer by layer."""
 
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False

@@ -22,23 +22,11 @@ from lstm_cli.errors import WeightsError, counted, is_memory_error, memory_error
 from lstm_cli.formats.keras.hdf5_attributes import TextAttributes
 from lstm_cli.formats.keras.options import printable
 from lstm_cli.formats.limits import MAX_RATIO, MIN_RATIO_BYTES
+from lstm_cli.hdf5.limits import H5_ERRORS
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 200_000
 MAX_DEPTH = 64
-
-_ERRORS = (
-    OSError,
-    LookupError,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    SystemError,
-)
-"""Errors that h5py raises on damaged files; caught around calls of h5py only."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +214,7 @@ def _reading(what: str) -> Iterator[None]:
     """Turn errors of h5py into a WeightsError that names `what`."""
     try:
         yield
-    except _ERRORS as error:
+    except H5_ERRORS as error:
         if is_memory_error(error):
             raise memory_error(what) from error
         raise WeightsError(

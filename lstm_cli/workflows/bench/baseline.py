@@ -199,7 +199,7 @@ def _no_baseline(path: Path, found: str) -> BaselineError:
 
 
 def _baseline(document: Any) -> Baseline:
-    """The document as dataclasses; KeyError, TypeError or ValueError if it is no baseline."""
+    """The document as dataclasses; KeyError or ValueError if it is no baseline."""
     top = _mapping(document, "the document")
     _text({"producer": "", **top}, "producer")  # absent in older files
     entry = _mapping(top["machine"], "machine")
@@ -212,14 +212,11 @@ def _baseline(document: Any) -> Baseline:
         {name: _text(versions, name) for name in versions},
         _text({"accelerator": "", **entry}, "accelerator"),  # absent in older files
     )
-    return Baseline(machine, tuple(_size(entry) for entry in _list(top, "sizes")), _mode(top))
-
-
-def _mode(top: dict[str, Any]) -> str:
     mode = _text({"mode": "forward", **top}, "mode")  # absent in older files
+    sizes = tuple(_size(entry) for entry in _list(top, "sizes"))
     if mode not in MODES:
         raise ValueError(f"mode is neither {' nor '.join(MODES)}: {mode!r}")
-    return mode
+    return Baseline(machine, sizes, mode)
 
 
 def _size(value: Any) -> BaselineSize:
@@ -232,11 +229,14 @@ def _size(value: Any) -> BaselineSize:
 
 def _timing(value: Any) -> Timing:
     entry = _mapping(value, "an entry of timings")
+    for key in ("median", "p95"):
+        if _number(entry, key) == 0:
+            raise ValueError(f"{key} is zero")
     return Timing(
         _text(entry, "name"),
         _text(entry, "title"),
-        _positive(entry, "median"),
-        _positive(entry, "p95"),
+        _number(entry, "median"),
+        _number(entry, "p95"),
         _count(entry, "calls"),
         _number(entry, "gflops"),
     )
@@ -244,40 +244,32 @@ def _timing(value: Any) -> Timing:
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError(f"{what} is no mapping")
+        raise ValueError(f"{what} is no mapping")
     return value
 
 
 def _list(entry: dict[str, Any], key: str) -> list[Any]:
-    value = entry[key]
-    if not isinstance(value, list) or not value:
-        raise TypeError(f"{key} is no list of entries")
-    return value
+    if not isinstance(entry[key], list) or not entry[key]:
+        raise ValueError(f"{key} is no list of entries")
+    return list(entry[key])
 
 
 def _text(entry: dict[str, Any], key: str) -> str:
-    value = entry[key]
-    if not isinstance(value, str):
-        raise TypeError(f"{key} is no text: {value!r}")
-    return value
+    return str(_checked(entry, key, "text", isinstance(entry[key], str)))
 
 
 def _count(entry: dict[str, Any], key: str) -> int:
     value = entry[key]
-    if type(value) is not int or not 0 < value < 2**53:
-        raise ValueError(f"{key} is no count: {value!r}")
-    return value
+    return int(_checked(entry, key, "count", type(value) is int and 0 < value < 2**53))
 
 
 def _number(entry: dict[str, Any], key: str) -> float:
     value = entry[key]
-    if type(value) not in (int, float) or not isfinite(value) or value < 0:
-        raise ValueError(f"{key} is no number to measure by: {value!r}")
-    return float(value)
+    valid = type(value) in (int, float) and isfinite(value) and value >= 0
+    return float(_checked(entry, key, "number to measure by", valid))
 
 
-def _positive(entry: dict[str, Any], key: str) -> float:
-    value = _number(entry, key)
-    if value == 0:
-        raise ValueError(f"{key} is zero")
-    return value
+def _checked(entry: dict[str, Any], key: str, noun: str, valid: bool) -> Any:
+    if not valid:
+        raise ValueError(f"{key} is no {noun}: {entry[key]!r}")
+    return entry[key]

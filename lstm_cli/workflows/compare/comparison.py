@@ -15,17 +15,18 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
 )
+from lstm_cli.errors import counted
+from lstm_cli.network.difference import largest_difference
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization, Rounding
 from lstm_cli.workflows.compare.diagnosis import Diagnosis, diagnose
 from lstm_cli.workflows.compare.inputs import (
     ComparedBlock,
     ComparedFile,
     ComparedLayer,
-    block_metrics,
     compared_blocks,
     without_normalization,
 )
-from lstm_cli.workflows.compare.pairing import LayerPair, paired_layers
+from lstm_cli.workflows.compare.pairing import LayerPair, common_pairs, paired_layers
 from lstm_cli.workflows.config_differences import TRAINING_OPTIONS
 
 YAML_NAMES = {"use_forget_gate": "forget_gate"}
@@ -159,27 +160,27 @@ def _fold_one(
     -------
     Both files, the label of the folded one, and the features whose digits its weights lose.
     """
-    normalized = [file for file in (a, b) if set(TENSOR_NAMES) & file.others.keys()]
-    if len(normalized) != 1 or same:
+    normalized = [bool(set(TENSOR_NAMES) & file.others.keys()) for file in (a, b)]
+    if normalized[0] == normalized[1] or same:
         return a, b, None, ()
-    other = b if normalized[0] is a else a
+    one, other = (a, b) if normalized[0] else (b, a)
     wide = any(
         value.dtype == np.float64
         for layer in other.layers
         for direction in layer.directions
         for value in direction.tensors.values()
     )
-    folded = without_normalization(normalized[0], wide)
+    folded = without_normalization(one, wide)
     if folded is None:
         return a, b, None, ()
-    scaling = Normalization.from_tensors(normalized[0].others)
-    dtype = "float64" if wide else "float32"
-    lost = () if scaling is None else tuple(scaling.roundings(dtype))
-    return (folded, b, "A", lost) if other is b else (a, folded, "B", lost)
+    scaling = Normalization.from_tensors(one.others)
+    lost = () if scaling is None else tuple(scaling.roundings("float64" if wide else "float32"))
+    return (folded, b, "A", lost) if one is a else (a, folded, "B", lost)
 
 
 def _summary(file: ComparedFile) -> FileSummary:
-    return FileSummary(file.path, file.imported.format, file.title, file.sha256, file.notes)
+    one = file.imported
+    return FileSummary(one.path, one.format, one.title, one.sha256, file.notes)
 
 
 def _titles(pairs: Sequence[LayerPair]) -> dict[int, str]:
@@ -188,14 +189,9 @@ def _titles(pairs: Sequence[LayerPair]) -> dict[int, str]:
 
 
 def _blocks(pairs: Sequence[LayerPair], tolerance: float) -> Iterator[ComparedBlock]:
-    for a, b in pairs:
-        if a is None or b is None or a.kind != b.kind:
-            continue
-        for name in DIRECTIONS:
-            one, other = (
-                next((d for d in layer.directions if d.name == name), None) for layer in (a, b)
-            )
-            yield from compared_blocks(a, b, one, other, tolerance)
+    for a, b in common_pairs(pairs):
+        for direction in DIRECTIONS:
+            yield from compared_blocks(a, b, direction, tolerance)
 
 
 def _other_tensors(a: ComparedFile, b: ComparedFile, tolerance: float) -> Iterator[str]:
@@ -209,9 +205,9 @@ def _other_tensors(a: ComparedFile, b: ComparedFile, tolerance: float) -> Iterat
         if one.shape != other.shape:
             yield f"{label} is {one.shape} in A, {other.shape} in B"
             continue
-        metrics = block_metrics(np.atleast_1d(one), np.atleast_1d(other))
-        if metrics.difference > tolerance:
-            yield f"{label} differs by up to {metrics.difference:.3g}"
+        difference = largest_difference(one, other).value
+        if difference > tolerance:
+            yield f"{label} differs by up to {difference:.3g}"
 
 
 def layer_differences(
@@ -219,7 +215,8 @@ def layer_differences(
 ) -> Iterator[str]:
     """Yield differences of layers and sizes, a sentence each."""
     if len(a.layers) != len(b.layers):
-        yield f"A has {_count(a.layers)}, B has {len(b.layers) or 'none'}"
+        count = counted(len(a.layers), "layer") if a.layers else "no layers"
+        yield f"A has {count} with weights, B has {len(b.layers) or 'none'}"
     for one, other in pairs:
         if one is None or other is None:
             label, layer = ("A", one) if one is not None else ("B", other)
@@ -232,11 +229,6 @@ def layer_differences(
     if None not in flattens and flattens[0] != flattens[1]:
         in_a, in_b = (_places_text(places) for places in flattens)
         yield f"flatten stands before {in_a} in A, before {in_b} in B"
-
-
-def _count(layers: Sequence[ComparedLayer]) -> str:
-    many = len(layers)
-    return f"{many or 'no'} layer{'s' if many != 1 else ''} with weights"
 
 
 def _sizes(layer: ComparedLayer) -> tuple[object, ...]:
@@ -273,20 +265,18 @@ def option_differences(
         return
     specs_a = {spec.index: spec for spec in a.config.specs}
     specs_b = {spec.index: spec for spec in b.config.specs}
-    for one, other in pairs:
-        if one is None or other is None:
-            continue
-        if one.index in specs_a and other.index in specs_b:
-            yield from _layer_options(specs_a[one.index], specs_b[other.index], a, b)
+    for layer_a, layer_b in pairs:
+        one = None if layer_a is None else specs_a.get(layer_a.index)
+        other = None if layer_b is None else specs_b.get(layer_b.index)
+        if one is not None and other is not None and one.kind == other.kind:
+            yield from _layer_options(one, other, a, b)
 
 
 def _layer_options(
     one: LayerSpec, other: LayerSpec, a: ComparedFile, b: ComparedFile
 ) -> Iterator[OptionDifference]:
-    if one.kind != other.kind:
-        return
-    options_a, options_b = _options(one), _options(other)
-    for key, value in options_a.items():
+    options_b = _options(other)
+    for key, value in _options(one).items():
         if value == options_b[key]:
             continue
         guesses = [

@@ -152,11 +152,11 @@ def _network(file: ComparedFile) -> Network:
     config = file.config
     if config is None:
         raise WeightsError(
-            f"{file.path} carries no config, so it cannot be run",
+            f"{file.imported.path} carries no config, so it cannot be run",
             expected="a config in the file, or with --config",
             hint="--config names a YAML config for the file that has none",
         )
-    describe = misfit_describer(config, str(file.path))
+    describe = misfit_describer(config, str(file.imported.path))
     tensors = file.imported.tensors
     return Network(config.specs, tensors, ReferenceEngine("float64"), describe)
 

@@ -81,6 +81,10 @@ class ComparedLayer:
     title: str
     directions: tuple[ComparedDirection, ...]
 
+    def direction(self, name: str) -> ComparedDirection | None:
+        """Return a direction; None if the layer does not have it."""
+        return next((d for d in self.directions if d.name == name), None)
+
     def gates(self, tensor: str) -> tuple[str, ...]:
         """Return the letters of the gates that a tensor stacks; empty if it stacks none."""
         if (
@@ -113,9 +117,6 @@ class ComparedFile:
     """
 
     label: str
-    path: Path
-    title: str
-    sha256: str
     config: Config | None
     layers: tuple[ComparedLayer, ...]
     others: Mapping[str, Array]
@@ -148,7 +149,7 @@ def read_compared_file(
     elif config is not None:
         settings = []
     if requested is not None:
-        notes += _contradictions(requested, imported, used=config is requested)
+        notes += _contradiction_notes(requested, imported, used=config is requested)
     if config is not None:
         imported = renumbered(imported, config.specs)
     grouped, others = _grouped(imported.tensors)
@@ -157,9 +158,6 @@ def read_compared_file(
     pairs, _ = _grouped(imported.split_biases)
     return ComparedFile(
         label,
-        Path(path),
-        imported.title,
-        imported.sha256,
         config,
         tuple(_layer(k, grouped[k], config, pairs.get(k, {})) for k in sorted(grouped)),
         others,
@@ -186,7 +184,7 @@ def _with_stored_biases(
     return config
 
 
-def _contradictions(config: Config, imported: Imported, *, used: bool) -> tuple[str, ...]:
+def _contradiction_notes(config: Config, imported: Imported, *, used: bool) -> tuple[str, ...]:
     """Return a note if the file describes other layers than the config that was given.
 
     Parameters
@@ -195,13 +193,10 @@ def _contradictions(config: Config, imported: Imported, *, used: bool) -> tuple[
         The comparison uses the config, and not the file's own.
     """
     file_config = described_config(imported)
-    mismatches = [] if file_config is None else contradictions(config, file_config, imported)
-    if file_config is None or not mismatches:
+    if file_config is None or not (found := contradictions(config, file_config, imported)):
         return ()
-    alone = "leave out --config" if used else None
-    path = imported.path
-    note = contradiction_note(config, file_config, mismatches, path, alone, settings=False)
-    return (note,)
+    alone, path = "leave out --config" if used else None, imported.path
+    return (contradiction_note(config, file_config, found, path, alone, settings=False),)
 
 
 def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None:
@@ -221,8 +216,7 @@ def without_normalization(side: ComparedFile, wide: bool) -> ComparedFile | None
     if config is None or not set(TENSOR_NAMES) <= side.others.keys():
         return None
     tensors = merge_biases(config.specs, side.imported.tensors)
-    shapes = {name: value.shape for name, value in tensors.items()}
-    if misfits(config.specs, shapes):
+    if misfits(config.specs, {name: value.shape for name, value in tensors.items()}):
         return None
     config, whole = with_reading_bias(config, tensors)
     if fold_obstacle(config.specs) is not None:
@@ -272,26 +266,19 @@ def _layer(
 
 
 def _direction(
-    name: str, tensors: Mapping[str, Array], kind: str, halves: Mapping[str, Array]
+    name: str, tensors: dict[str, Array], kind: str, halves: Mapping[str, Array]
 ) -> ComparedDirection:
     """Return one direction; `halves` are the two biases whose sum is among the tensors."""
-    if halves:
-        return ComparedDirection(name, _in_order(tensors), halves)
-    pair = {key: tensors[key] for key in ("bias_ih", "bias_hh") if key in tensors}
-    if kind not in ("lstm", "rnn") or len(pair) < 2 or "bias" in tensors:
-        return ComparedDirection(name, _in_order(tensors))
-    first, second = pair.values()
-    if first.shape != second.shape:
-        return ComparedDirection(name, _in_order(tensors))
-    wide = np.result_type(first, second, np.float32)
-    total = (first.astype(np.float64) + second).astype(wide)
-    rest = {key: value for key, value in tensors.items() if key not in pair}
-    return ComparedDirection(name, _in_order({**rest, "bias": total}), pair)
-
-
-def _in_order(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    if not halves and kind in ("lstm", "rnn") and "bias" not in tensors:
+        pair: dict[str, Array] = {k: v for k, v in tensors.items() if k in ("bias_ih", "bias_hh")}
+        if len(pair) == 2 and len({value.shape for value in pair.values()}) == 1:
+            wide = np.result_type(*pair.values(), np.float32)
+            total = np.add(*pair.values(), dtype=np.float64).astype(wide)
+            halves = pair
+            tensors = {k: value for k, value in tensors.items() if k not in pair} | {"bias": total}
     known = [name for name in SYMBOLS if name in tensors]
-    return {name: tensors[name] for name in [*known, *(n for n in tensors if n not in SYMBOLS)]}
+    others = [name for name in tensors if name not in SYMBOLS]
+    return ComparedDirection(name, {key: tensors[key] for key in [*known, *others]}, halves)
 
 
 def _kind(tensors: Mapping[str, Array]) -> str:
@@ -414,17 +401,12 @@ def norm(values: Array) -> float:
 
 
 def compared_blocks(
-    a: ComparedLayer,
-    b: ComparedLayer,
-    one: ComparedDirection | None,
-    other: ComparedDirection | None,
-    tolerance: float,
+    a: ComparedLayer, b: ComparedLayer, direction: str, tolerance: float
 ) -> Iterator[ComparedBlock]:
     """Yield the blocks of one direction of two layers; one side may lack the direction."""
+    one, other = a.direction(direction), b.direction(direction)
     tensors_a = {} if one is None else one.tensors
     tensors_b = {} if other is None else other.tensors
-    direction = one or other
-    direction_name = "" if direction is None or a.kind == "dense" else direction.name
     for tensor in dict.fromkeys([*tensors_a, *tensors_b]):
         x, y = tensors_a.get(tensor), tensors_b.get(tensor)
         layer = a if tensor in tensors_a else b
@@ -439,7 +421,7 @@ def compared_blocks(
             yield ComparedBlock(
                 a.index,
                 a.kind,
-                direction_name,
+                "" if a.kind == "dense" else direction,
                 gate,
                 SYMBOLS.get(tensor, tensor),
                 tensor,

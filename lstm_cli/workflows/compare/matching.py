@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -85,28 +86,42 @@ def agreement_rules(tolerance: float) -> Iterator[AgreementRule]:
     """Yield the rules: equality first, then ever larger losses of digits."""
     yield equality(tolerance)
     for side in ("B", "A"):
-        yield _rounding("float32", _to_float32, side, 2.0**-24)
+        yield _loss("float32", "rounded to float32", side, _rounding(_to_float32, 2.0**-24))
     yield arithmetic(tolerance)
     for side in ("B", "A"):
-        yield _rounding("float16", _to_float16, side, 2.0**-11, 2.0**-25)
-        yield _rounding("bfloat16", _to_bfloat16, side, 2.0**-7)  # cut, or rounded
+        half = _rounding(_to_float16, 2.0**-11, 2.0**-25)
+        yield _loss("float16", "rounded to float16", side, half)
+        # bfloat16 is cut, or rounded.
+        yield _loss("bfloat16", "rounded to bfloat16", side, _rounding(_to_bfloat16, 2.0**-7))
         for digits in range(7, 2, -1):
-            yield _digits(digits, side)
+            what = f"rounded to {digits} significant digits, as text has them"
+            yield _loss(f"{digits} digits", what, side, partial(_has_digits, digits))
         for decimals in range(8, 2, -1):
-            yield _decimals(decimals, side)
+            what = f"rounded to {decimals} decimals, as text has them"
+            yield _loss(f"{decimals} decimals", what, side, partial(_has_decimals, decimals))
 
 
-def _rounding(
-    name: str, rounded: Callable[[Array], Array], side: str, half: float, smallest: float = 0.0
-) -> AgreementRule:
-    """Return the rule that one side holds the dtype's nearest value to the other side's number."""
+Test = Callable[[Array, Array], Array]
+"""Elementwise test of full numbers and of numbers with fewer digits."""
+
+
+def _loss(name: str, what: str, side: str, test: Test) -> AgreementRule:
+    """Return the rule that one side holds the other side's numbers with fewer digits."""
 
     def holds(a: Array, b: Array) -> Array:
-        full, few = (a, b) if side == "B" else (b, a)
-        near = np.abs(full - few) <= np.maximum(half * 1.001 * np.abs(full), smallest)
-        return np.asarray((rounded(few) == few) & near, bool)
+        return np.asarray(test(a, b) if side == "B" else test(b, a), bool)
 
-    return AgreementRule(name, f"rounded to {name}", side, holds)
+    return AgreementRule(name, what, side, holds)
+
+
+def _rounding(rounded: Callable[[Array], Array], half: float, smallest: float = 0.0) -> Test:
+    """Return the test for the nearest numbers of a dtype."""
+
+    def holds(full: Array, few: Array) -> Array:
+        near = np.abs(full - few) <= np.maximum(half * 1.001 * np.abs(full), smallest)
+        return np.asarray((rounded(few) == few) & near)
+
+    return holds
 
 
 def _to_float32(values: Array) -> Array:
@@ -123,31 +138,21 @@ def _to_bfloat16(values: Array) -> Array:
     return bits.view(np.float32).astype(np.float64)
 
 
-def _digits(digits: int, side: str) -> AgreementRule:
-    def holds(a: Array, b: Array) -> Array:
-        full, few = (a, b) if side == "B" else (b, a)
-        exponent = np.floor(np.log10(np.where(few == 0, 1.0, np.abs(few))))
-        grid = _on_grid(full, few, 10.0 ** (exponent - digits + 1))
-        return np.asarray(grid & ((few != 0) | (full == 0)), bool)
-
-    what = f"rounded to {digits} significant digits, as text has them"
-    return AgreementRule(f"{digits} digits", what, side, holds)
+def _has_digits(digits: int, full: Array, few: Array) -> Array:
+    exponent = np.floor(np.log10(np.where(few == 0, 1.0, np.abs(few))))
+    grid = _on_grid(full, few, 10.0 ** (exponent - digits + 1))
+    return np.asarray(grid & ((few != 0) | (full == 0)))
 
 
-def _decimals(decimals: int, side: str) -> AgreementRule:
-    def holds(a: Array, b: Array) -> Array:
-        full, few = (a, b) if side == "B" else (b, a)
-        return _on_grid(full, few, np.full(np.shape(few), 10.0**-decimals))
-
-    what = f"rounded to {decimals} decimals, as text has them"
-    return AgreementRule(f"{decimals} decimals", what, side, holds)
+def _has_decimals(decimals: int, full: Array, few: Array) -> Array:
+    return _on_grid(full, few, np.full(np.shape(few), 10.0**-decimals))
 
 
 def _on_grid(full: Array, few: Array, unit: Array) -> Array:
     """Return True where `few` is `full` rounded to a multiple of the unit, as float32 holds it."""
     slack = 0.6 * EPS * np.abs(few)
     on_grid = np.abs(few - np.round(few / unit) * unit) <= slack
-    return np.asarray(on_grid & (np.abs(full - few) <= 0.5001 * unit + slack), bool)
+    return np.asarray(on_grid & (np.abs(full - few) <= 0.5001 * unit + slack))
 
 
 def transformed(block: Array, transform: str) -> Array:

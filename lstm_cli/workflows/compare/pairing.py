@@ -134,13 +134,18 @@ def _with_kind(layer: ComparedLayer | None, other: ComparedLayer | None) -> Comp
     return replace(layer, kind=other.kind)
 
 
+def common_pairs(pairs: Sequence[LayerPair]) -> Iterator[tuple[ComparedLayer, ComparedLayer]]:
+    """Yield the pairs of two layers of one kind."""
+    for a, b in pairs:
+        if a is not None and b is not None and a.kind == b.kind:
+            yield a, b
+
+
 def direction_matches(pairs: Sequence[LayerPair], tolerance: float) -> Iterator[DirectionMatch]:
     """Yield the match of every direction of B that has a counterpart in A."""
-    for a, b in pairs:
-        if a is None or b is None or a.kind != b.kind:
-            continue
+    for a, b in common_pairs(pairs):
         for other in b.directions:
-            counterpart = next((d for d in a.directions if d.name == other.name), None)
+            counterpart = a.direction(other.name)
             place = Place(a.index, other.name)
             if counterpart is not None:
                 match = match_direction(a, place, place, counterpart, other, tolerance)

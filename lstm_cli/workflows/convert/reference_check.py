@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,12 +121,17 @@ def check_reference(
     """
     reference = read_reference(path)
 
-    def run(layers: Layers, variant: Reference) -> Array:
+    def run(
+        layers: Layers,
+        variant: Reference,
+        tensors: Mapping[str, Array] = tensors,
+        dtype: str = "float64",
+    ) -> Array:
         names = {name for spec in layers for name in spec.parameters()}
         if layers[0].index == config.specs[0].index:  # later layers read no raw inputs
             names |= set(TENSOR_NAMES)
         weights = {name: value for name, value in tensors.items() if name in names}
-        network = Network(layers, weights, ReferenceEngine("float64"))
+        network = Network(layers, weights, ReferenceEngine(dtype))
         network.zero_states = zero_states
         return _outputs(network, variant)
 
@@ -134,7 +140,7 @@ def check_reference(
     if same_shape and (check := _compare(reference, outputs, tolerance)).holds:
         return check
     with np.errstate(over="ignore", invalid="ignore"):
-        noise = _rounding(config.specs, tensors, reference, zero_states)
+        noise = _rounding(tensors, reference, partial(run, config.specs))
     if same_shape and check.largest_difference <= SLACK * noise:
         raise _rounding_error(config, reference, outputs, check, noise)
     slack = SLACK * noise if noise < DISTINCT else 0.0
@@ -151,7 +157,7 @@ def check_reference(
 
 
 def _rounding(
-    layers: Layers, tensors: Mapping[str, Array], reference: Reference, zero_states: ZeroStates
+    tensors: Mapping[str, Array], reference: Reference, run: Callable[..., Array]
 ) -> float:
     """Measure the effect of rounding on the outputs, in the dtype of the reference.
 
@@ -160,8 +166,6 @@ def _rounding(
     overflows the dtype: rounding does not explain that.
     """
     narrow, rng = _is_narrow(reference.outputs), np.random.default_rng(SEED)
-    names = {name for spec in layers for name in spec.parameters()} | set(TENSOR_NAMES)
-    weights = {name: value for name, value in tensors.items() if name in names}
 
     def nudged(value: Array, *, wide: bool) -> Array:
         bit = 2.0**-53 if wide else 2.0**-24
@@ -171,16 +175,12 @@ def _rounding(
         summed = "bias" in name and value.dtype != np.float64  # the rounded sum of two biases
         return value if name in TENSOR_NAMES else nudged(value, wide=not (narrow or summed))
 
-    def run(weights: Mapping[str, Array], x: Array, dtype: str = "float64") -> Array:
-        network = Network(layers, weights, ReferenceEngine(dtype))
-        network.zero_states = zero_states
-        return _outputs(network, replace(reference, x=x))
-
-    exact = replace(reference, outputs=run(weights, reference.x))
-    others = [run(weights, reference.x, "float32")] if narrow else []
+    exact = replace(reference, outputs=run(reference))
+    others = [run(reference, dtype="float32")] if narrow else []
     for _ in range(DRAWS):
-        changed = {name: nudged_weight(name, value) for name, value in weights.items()}
-        others.append(run(changed, nudged(reference.x, wide=not narrow)))
+        changed = {name: nudged_weight(name, value) for name, value in tensors.items()}
+        x = nudged(reference.x, wide=not narrow)
+        others.append(run(replace(reference, x=x), changed))
     noise = max(_compare(exact, other, 0.0).largest_difference for other in others)
     return noise if np.isfinite(noise) else 0.0
 
@@ -383,21 +383,18 @@ def find_interpretation(
     body, tail = (*layers[:at], replace(spec, return_sequences=True)), layers[at + 1 :]
     for variant, variant_meaning in (*_reference_variants(reference), *_stacked(reference, spec)):
         y = run(body, variant)
-        for meaning, value in _values(y, variant, spec, is_last=not tail):
+        for what, hint, value in _meanings(y, variant, spec, is_last=not tail):
             for head, setting in _heads(tail):
                 outputs = _apply_head(head, value, run)
                 if outputs.shape == variant.outputs.shape and fits(variant, outputs):
-                    return _joined(meaning, variant_meaning, setting)
+                    meanings = [OutputInterpretation(what, hint)]
+                    meanings += [] if variant_meaning is None else [variant_meaning]
+                    hints = [*(meaning.hint for meaning in meanings), setting]
+                    return OutputInterpretation(
+                        ", ".join(meaning.what for meaning in meanings),
+                        "; ".join(filter(None, hints)),
+                    )
     return None
-
-
-def _joined(
-    meaning: OutputInterpretation, variant_meaning: OutputInterpretation | None, setting: str
-) -> OutputInterpretation:
-    parts = [meaning] if variant_meaning is None else [meaning, variant_meaning]
-    hints = [part.hint for part in parts if part.hint] + ([setting] if setting else [])
-    what = ", ".join(part.what for part in parts)
-    return OutputInterpretation(what, "; ".join(hints))
 
 
 def _reference_variants(
@@ -442,44 +439,40 @@ def _apply_head(head: Layers, value: Array, run: Run) -> Array:
     return outputs if value.ndim == 3 else outputs[:, 0]
 
 
-Values = Iterator[tuple[OutputInterpretation, Array]]
-"""Interpretations, each with the outputs under it."""
+Meanings = Iterator[tuple[str, str, Array]]
+"""Meanings of a reference's outputs, the changes that make the network give them, and outputs."""
 
 
-def _values(y: Array, reference: Reference, spec: RecurrentSpec, *, is_last: bool) -> Values:
-    """Yield interpretations of every step's outputs y (N, T, F).
+def _meanings(y: Array, reference: Reference, spec: RecurrentSpec, *, is_last: bool) -> Meanings:
+    """Yield meanings that a reference's outputs may have, given every step's outputs y (N, T, F).
 
     Parameters
     ----------
     is_last
         No layer follows the recurrent one.
     """
-    both = spec.directions == 2
     setting = f"--set model.layers.{spec.index}.return_sequences"
+    both, half = spec.directions == 2 and is_last, y.shape[2] // 2
     if reference.outputs.ndim == 3:
-        change = "" if spec.return_sequences else f"{setting}=true"
-        yield OutputInterpretation("every step", change), y
-        if both and is_last:
-            half = y.shape[2] // 2
-            for name, verb, merged in _merges(y[..., :half], y[..., half:]):
-                hint = _from_every_step(spec, f"{verb} the halves of its results yourself")
-                yield OutputInterpretation(f"the {name} of both directions", hint), merged
+        yield "every step", "" if spec.return_sequences else f"{setting}=true", y
+        for name, verb, merged in _merges(y[..., :half], y[..., half:]) if both else ():
+            hint = _from_every_step(spec, f"{verb} the halves of its results yourself")
+            yield f"the {name} of both directions", hint, merged
         return
     N, T, _ = y.shape
     n = np.full(N, T) if reference.lengths is None else np.asarray(reference.lengths)
     last = y[np.arange(N), np.maximum(n - 1, 0)]
-    final = "" if not spec.return_sequences else f"{setting}=false"
-    yield from _step_values(y, n, last, spec, final)
+    final = f"{setting}=false" if spec.return_sequences else ""
+    yield from _step_meanings(y, n, last, spec, final)
     for name, value in _pools(y, n):
         source = "its results" if is_last else f"the steps of layer {spec.index} alone"
         advice = f"take it of {source}" + ("" if is_last else ", and compute what follows yourself")
-        hint = _from_every_step(spec, f"no layer does this: {advice}")
-        yield OutputInterpretation(f"the {name}", hint), value
-    if both and is_last:
-        yield from _direction_values(y, n, last, spec, final)
+        yield f"the {name}", _from_every_step(spec, f"no layer does this: {advice}"), value
+    if both:
+        yield from _direction_meanings(y, n, last, spec, final)
 
 
-def _step_values(y: Array, n: Array, last: Array, spec: RecurrentSpec, final: str) -> Values:
+def _step_meanings(y: Array, n: Array, last: Array, spec: RecurrentSpec, final: str) -> Meanings:
     """Yield single steps of y (N, T, F): the final states, the last step, the first step.
 
     Parameters
@@ -492,44 +485,36 @@ def _step_values(y: Array, n: Array, last: Array, spec: RecurrentSpec, final: st
     ragged = bool((n < y.shape[1]).any())
     if spec.directions == 2:
         ends = _final_states(y, last)
-        what = "the final states of both directions (PyTorch's h_n)"
-        yield OutputInterpretation(what, final), ends
+        yield "the final states of both directions (PyTorch's h_n)", final, ends
         what = "the last step of both directions (y[:, -1]), whose reverse half has read one step"
         if ragged:
             what = "the last valid step of both directions"
-        hint = _from_every_step(spec, f"take {_last_step(ragged)} of its results")
-        yield OutputInterpretation(what, hint), last
+        yield what, _from_every_step(spec, f"take {_last_step(ragged)} of its results"), last
     else:
-        what = "the last valid step" if ragged else "the last step (y[:, -1])"
-        yield OutputInterpretation(what, final), last
+        yield "the last valid step" if ragged else "the last step (y[:, -1])", final, last
     hint = _from_every_step(spec, "take outputs[:, 0] of its results")
-    yield OutputInterpretation("the first step (y[:, 0])", hint), y[:, 0]
+    yield "the first step (y[:, 0])", hint, y[:, 0]
     if ragged:
-        what = "the last step of the batch, 0 for shorter sequences"
         hint = _from_every_step(spec, "take outputs[:, -1] of its results")
-        yield OutputInterpretation(what, hint), y[:, -1]
+        yield "the last step of the batch, 0 for shorter sequences", hint, y[:, -1]
 
 
-def _direction_values(y: Array, n: Array, last: Array, spec: RecurrentSpec, final: str) -> Values:
-    """Yield one direction's final states, and merged ones; parameters as in `_step_values`."""
+def _direction_meanings(
+    y: Array, n: Array, last: Array, spec: RecurrentSpec, final: str
+) -> Meanings:
+    """Yield one direction's final states, and merged ones; parameters as in `_step_meanings`."""
     half, ends = y.shape[2] // 2, _final_states(y, last)
     settings = f"{final} gives both: " if final else ""
-    for name, value in (
-        ("forward direction's final state (h_n[-2])", ends[:, :half]),
-        ("reverse direction's final state (h_n[-1])", ends[:, half:]),
-    ):
-        advice = f"{settings}take that half of its results yourself"
-        yield OutputInterpretation(f"the {name}", advice), value
+    advice = f"{settings}take that half of its results yourself"
+    yield "the forward direction's final state (h_n[-2])", advice, ends[:, :half]
+    yield "the reverse direction's final state (h_n[-1])", advice, ends[:, half:]
     for name, _, value in _merges(ends[:, :half], ends[:, half:]):
         advice = f"{settings}merge the halves of its results yourself"
-        yield OutputInterpretation(f"the {name} of both final states", advice), value
+        yield f"the {name} of both final states", advice, value
     place = _last_step(bool((n < y.shape[1]).any()))
     for name, _, value in _merges(last[:, :half], last[:, half:]):
         hint = _from_every_step(spec, f"merge the halves of {place} yourself")
-        yield (
-            OutputInterpretation(f"the {name} of both directions' last step (y[:, -1])", hint),
-            value,
-        )
+        yield f"the {name} of both directions' last step (y[:, -1])", hint, value
 
 
 def _final_states(y: Array, last: Array) -> Array:

@@ -25,8 +25,7 @@ from lstm_cli.training.schedules import make_schedule
 from lstm_cli.training.targets import TargetFormat
 from lstm_cli.training.train_step import Chunk, TrainStep
 from lstm_cli.training.updates import Updates
-from lstm_cli.workflows.arguments import checked_kind
-from lstm_cli.workflows.model import Model
+from lstm_cli.workflows.model import Model, checked_kind
 
 if TYPE_CHECKING:
     from lstm_cli.data import SequenceData

@@ -321,11 +321,11 @@ class TestOtherFiles:
 
     def test_folders(self):
         os.makedirs("run")
-        assert problem("run").what == "run is a folder"
+        assert describe_problems("run")[0].what == "run is a folder"
         np.savez("run/x.npz", A)
         with h5py.File("run/a.h5", "w") as file:
             file["inputs"] = A
-        assert problem("run").hint == "name its files: run/a.h5"
+        assert describe_problems("run")[0].hint == "name its files: run/a.h5"
         for name in ("model.safetensors", "config.yaml"):
             open(f"run/{name}", "w").close()
         assert problem("run").what == "run is the folder of a training run"

@@ -6,13 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from codec_cases import FILES, export_of, gru, lstm
 
+from lstm_cli.cells import GRU
+from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.errors import WeightsError
 from lstm_cli.formats import registry
 from lstm_cli.formats.capabilities import LIMITS
 from lstm_cli.formats.gates import ONNX_PEEPHOLES, PEEPHOLE_GATES
+from lstm_cli.formats.interchange import Export
 
 PAGE = Path(__file__).parents[3] / "docs" / "formats" / "README.md"
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -76,3 +80,16 @@ def test_examples_cover_the_page() -> None:
 def test_peepholes_of_onnx_follow_its_gates() -> None:
     """ONNX's specification has P in the order i, o, f, and cells in the order i, f, o."""
     assert (ONNX_PEEPHOLES, PEEPHOLE_GATES) == (("i", "o", "f"), ("i", "f", "o"))
+
+
+@pytest.mark.parametrize("format", [name for name in registry.FORMATS if name != "native"])
+def test_a_cell_that_a_format_does_not_know_is_refused_before_anything_is_written(tmp_path, format):
+    class Minimal(GRU):
+        kind = "minimal"
+
+    spec = RecurrentSpec(0, 3, (Minimal(hidden_size=2),))
+    weights = {name: np.zeros(p.shape, np.float32) for name, p in spec.parameters().items()}
+    export = Export("net", 3, None, (spec,), weights, "")
+    with pytest.raises(WeightsError, match="has no minimal: layer 0 cannot be written"):
+        registry.write(tmp_path / "out", format, export)
+    assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ class TestFiles:
         assert f"{path}:/train" in str(error.value)
 
     def test_folder(self, tmp_path):
-        with pytest.raises(DataError, match="is a folder"):
+        with pytest.raises(DataError, match="holds no HDF5 file"):
             open_data([str(tmp_path)])
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

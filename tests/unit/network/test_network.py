@@ -63,6 +63,20 @@ def test_weights_are_read_only_and_its_own(net: Network) -> None:
         own.weights["layers.0.bias"] = 1  # type: ignore[index]
 
 
+def test_arrays_that_nothing_can_change_are_used_without_a_copy() -> None:
+    given = {name: value.astype("float32") for name, value in random_weights(STACK).items()}
+    fixed = {
+        name: np.frombuffer(v.tobytes(), v.dtype).reshape(v.shape) for name, v in given.items()
+    }
+    for name, value in Network(STACK, fixed, ReferenceEngine()).weights.items():
+        assert np.shares_memory(value, fixed[name])
+    views = {name: value.view() for name, value in given.items()}
+    for value in views.values():
+        value.setflags(write=False)  # `given` is still writable
+    for name, value in Network(STACK, views, ReferenceEngine()).weights.items():
+        assert not np.shares_memory(value, given[name])
+
+
 @pytest.mark.parametrize(
     ("x", "parts"),
     [

@@ -12,7 +12,6 @@ from lstm_cli.cells import LSTM, Activation
 from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec
 from lstm_cli.training import losses
 from lstm_cli.training.losses import LOSSES, Criterion
-from lstm_cli.training.metrics import Metrics
 from lstm_cli.training.targets import TargetFormat
 
 ROWS, F = 11, 5
@@ -204,18 +203,6 @@ def test_every_engine_finds_the_same(
     assert actual.value == pytest.approx(wide.value, rel=tolerance)
     assert actual.weight == pytest.approx(wide.weight, rel=tolerance)
     np.testing.assert_allclose(actual.gradient, wide.gradient, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_engine_measures_the_same(engine: Engine, loss: str) -> None:
-    a, targets = random_batch(loss, 2, engine.dtype)
-    results = []
-    for arguments in ((engine,), ()):
-        metrics = Metrics(loss, per_step=True, features=2, name="targets")
-        metrics.update(a, a, targets, LENGTHS, *arguments)
-        metrics.update(a, a, targets, None, *arguments)
-        results.append(metrics.result())
-    assert results[0] == pytest.approx(results[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -10,7 +10,8 @@ import pytest
 
 from lstm_cli.errors import DataError
 from lstm_cli.training import losses
-from lstm_cli.training.metrics import Metrics, area_under_curve
+from lstm_cli.training.metric_sums import area_under_curve
+from lstm_cli.training.metrics import Metrics
 
 N, T, F = 5, 4, 3
 LENGTHS = np.array([2, 0, 4, 1, 3])
@@ -120,13 +121,41 @@ def test_the_class_of_an_empty_sequence_does_not_matter() -> None:
     assert measure(metrics("cross_entropy"), logits, logits, classes, LENGTHS) == clean
 
 
-def test_batches_of_any_size_give_one_result() -> None:
-    logits, classes = rng().standard_normal((N, T, F)), rng(1).integers(0, F, (N, T))
-    whole = measure(metrics("cross_entropy", per_step=True), logits, logits, classes, LENGTHS)
-    parts = metrics("cross_entropy", per_step=True)
-    for part in (slice(0, 1), slice(1, 2), slice(2, 5)):
-        parts.update(logits[part], logits[part], classes[part], LENGTHS[part])
-    assert parts.result() == pytest.approx(whole, rel=1e-14)
+@pytest.mark.parametrize("features", [1, 2, 3, 9, 40])
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_batches_of_any_size_give_the_same_bits(loss: str, features: int) -> None:
+    count, dtype = 61, np.float32
+    lengths = rng(2).integers(0, T + 1, count)
+    outputs = (3 * rng().standard_normal((count, T, features))).astype(dtype)
+    targets = rng(1).random((count, T, features)).astype(dtype)
+    if loss == "cross_entropy":
+        targets = rng(1).integers(0, features, (count, T))
+    results = []
+    for size in (1, 2, 7, count):
+        metric = metrics(loss, per_step=True, features=features)
+        for first in range(0, count, size):
+            part = slice(first, first + size)
+            metric.update(outputs[part], outputs[part], targets[part], lengths[part])
+        results.append(metric.result())
+    assert "loss" in results[0]
+    assert results == [results[0]] * len(results)
+
+
+@pytest.mark.parametrize("features", [2, 9, 40, 300])
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_the_value_of_a_row_depends_on_no_other_row(loss: str, features: int) -> None:
+    a = (3 * rng().standard_normal((200, features))).astype(np.float32)
+    targets: Any = rng(1).random((200, features)).astype(np.float32)
+    if loss == "cross_entropy":
+        targets = rng(1).integers(0, features, 200)
+    measured = [metrics(loss, features=features) for _ in range(200)]
+    for n, one in enumerate(measured):
+        one.update(a[n : n + 1], a[n : n + 1], targets[n : n + 1], None)
+    both = metrics(loss, features=features)
+    both.update(a, a, targets, None)
+    for one in measured:
+        both.sums["loss"].add(-one.sums["loss"].parts())
+    assert both.sums["loss"].value == 0.0
 
 
 def test_shares_and_one_hot() -> None:

@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from codec_cases import CASES, FILES, export_of
 
 from lstm_cli.config import Config, from_mapping
-from lstm_cli.formats.interchange import Imported
+from lstm_cli.engines.reference.engine import ReferenceEngine
+from lstm_cli.formats import registry
+from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.workflows.config_differences import option_mismatches
-from lstm_cli.workflows.weights_files import is_weights, renumbered, standing_notes
+from lstm_cli.workflows.model import assemble
+from lstm_cli.workflows.weights_files import (
+    config_of,
+    is_weights,
+    read_weights,
+    renumbered,
+    standing_notes,
+)
 
 
 def config(*layers: dict[str, Any]) -> Config:
@@ -70,3 +81,19 @@ def test_files_that_are_weights(tmp_path: Path) -> None:
     for name, content in {"e": b"PK\3\4", "f": b"<?xml", "g": b"\x08\x08\x12\4"}.items():
         (tmp_path / name).write_bytes(content)
         assert is_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"), [(format, name) for format, names in FILES.items() for name in names]
+)
+def test_a_network_uses_the_arrays_of_its_file(tmp_path: Path, format: str, name: str) -> None:
+    layers = [dict(layer) for layer in CASES["classes"].layers]
+    registry.write(tmp_path / name, format, export_of(layers, "float32"))
+    imported = read_weights(tmp_path / name, ReadOptions(tmva_order="slots"))
+    engine = ReferenceEngine("float32")
+    network = assemble(config_of(imported), engine, imported).network
+    assert network.weights
+    for key, value in network.weights.items():
+        tensor = imported.tensors[key]
+        usable = tensor.dtype == np.float32 and tensor.flags.c_contiguous
+        assert np.shares_memory(value, tensor) == usable

@@ -201,9 +201,16 @@ def run_matmul(kernel: MatmulKernel, matmul: Matmul, threads: int) -> None:
         return
     w, columns = matmul.weights, matmul.weights.columns
     threads = max(1, min(threads, matmul.rows * w.K * columns.padded // _MIN_THREAD_WORK))
+    block = product_block(kernel, matmul, threads)  # the name keeps it while the kernel runs
+    run(kernel.address, address(block), threads)
+
+
+def product_block(kernel: MatmulKernel, matmul: Matmul, threads: int) -> Array:
+    """Argument block of a product on this number of threads."""
+    w, columns = matmul.weights, matmul.weights.columns
     panels = columns.count + (columns.split.tail is not None)
     block = _block_rows(kernel, matmul, panels, threads)
-    arguments = _ARGUMENTS.block(
+    return _ARGUMENTS.block(
         {
             "M": matmul.rows,
             "K": w.K // matmul.times,
@@ -222,7 +229,6 @@ def run_matmul(kernel: MatmulKernel, matmul: Matmul, threads: int) -> None:
             **(matmul.sums or _NO_ROWS).entries("sums"),
         }
     )
-    run(kernel.address, address(arguments), threads)
 
 
 def _block_rows(kernel: MatmulKernel, matmul: Matmul, panels: int, threads: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lstm_cli.engines.jit.codegen.ir import Module, Operand, Value
+from lstm_cli.engines.jit.codegen.ir import Function, Module, Operand, Value
 from lstm_cli.engines.jit.codegen.tile import PanelShape, PanelSplit, TileEmitter
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Arguments
@@ -74,6 +74,12 @@ class MatmulOperand:
     times: int = 1
     skip: Operand = 0
     init_per_panel: bool = True
+
+
+def cycle_counter(f: Function, machine: Machine) -> Value:
+    """The processor's cycle counter."""
+    name = "llvm.readcyclecounter" if machine.x86 else "llvm.readsteadycounter"
+    return f.intrinsic(name, "i64")
 
 
 class SequenceKernel:
@@ -234,8 +240,7 @@ class SequenceKernel:
 
     def clock(self) -> Value:
         """The processor's cycle counter."""
-        name = "llvm.readcyclecounter" if self.machine.x86 else "llvm.readsteadycounter"
-        return self.f.intrinsic(name, "i64")
+        return cycle_counter(self.f, self.machine)
 
     def add_cycles(self, entry: str, since: Value) -> Value:
         """Add the cycles since `since` to an argument entry, on the first thread.

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from lstm_cli.cli import units
+from lstm_cli.cli.display import units
 from lstm_cli.errors import printable
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lstm_cli.cli import units
-from lstm_cli.cli.tables import plain_table
+from lstm_cli.cli.display import units
+from lstm_cli.cli.display.tables import plain_table
 from lstm_cli.errors import counted
 from lstm_cli.workflows.bench import WORK, geometric_mean
 

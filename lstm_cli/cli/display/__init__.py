@@ -1,0 +1,1 @@
+"""Output of commands: the console, tables, reports and units."""
