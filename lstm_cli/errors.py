@@ -232,6 +232,17 @@ def memory_error(where: str) -> MemoryShortError:
     )
 
 
+MAX_CHARACTERS = 80
+"""Characters of a name or value in a message."""
+
+
+def shortened(name: str) -> str:
+    """Name from a file for a message: quoted if it is not plain, shortened if it is long."""
+    text = name if name.isprintable() and name.strip() == name != "" else repr(name)
+    text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """A text that is safe for a terminal; every displayed text passes through this function.
 

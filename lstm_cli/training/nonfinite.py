@@ -140,7 +140,7 @@ def first_nonfinite(
     reference = _on_reference(network)
     state = None if state is None else _states_to_host(state, network)
     value = _first_on_engine(reference, x, lengths, state, training)
-    if value is not None or reference is network:
+    if value is not None:
         return value
     value = _first_on_engine(network, x, lengths, state, training)
     if value is None:
@@ -158,9 +158,6 @@ def _on_reference(
 ) -> Network:
     """The network on the reference engine. Arguments replace its dtype, layers or weights."""
     engine = network.engine
-    unchanged = dtype is None and layers is None and weights is None
-    if isinstance(engine, ReferenceEngine) and unchanged:
-        return network
     reference = ReferenceEngine(dtype or array_dtype(engine), engine.threads)
     result = Network(layers or network.layers, weights or network.tensors, reference)
     result.zero_states = network.zero_states

@@ -56,7 +56,6 @@ from lstm_cli.engines.reference.layers import (
     Flatten,
     through_activation,
 )
-from lstm_cli.engines.schedule import CellSchedule
 from lstm_cli.engines.setup_time import total_setup_seconds
 from lstm_cli.engines.types import (
     DIRECTIONS,
@@ -172,7 +171,9 @@ class Recurrent:
             states = _direction_states(state, d)
             inputs = ForwardInputs(x, rows, d == 1, states, None, return_gates, threads)
             workspace = self.workspaces.acquire(self._purposes[d])
-            buffers, spent = self._run(d, plan, inputs, y, workspace)
+            kernel = forward_kernel(self.weights[d], plan)
+            columns = None if y is None else (y, d * cell.output_size)
+            buffers, spent = run_forward(self.weights[d], kernel, inputs, columns, workspace)
             finals.append(final_states(self.weights[d], rows, buffers))
             if return_gates:
                 gates[DIRECTIONS[d]] = _gates_and_states(cell, inputs, buffers)
@@ -209,7 +210,9 @@ class Recurrent:
             purpose = (spec.prefix(d), True)
             workspace = self.workspaces.acquire(purpose)
             weakref.finalize(tape, self.workspaces.release, purpose, workspace).atexit = False
-            buffers, spent = self._run(d, plan, inputs, y, workspace)
+            kernel = forward_kernel(self.weights[d], plan)
+            columns = None if y is None else (y, d * cell.output_size)
+            buffers, spent = run_forward(self.weights[d], kernel, inputs, columns, workspace)
             finals.append(final_states(self.weights[d], rows, buffers))
             tape.inputs.append(inputs)
             tape.buffers.append(buffers)
@@ -218,18 +221,6 @@ class Recurrent:
                 timing[part] += more
         output = _last_output(finals, x.shape[1], lengths) if y is None else y
         return LayerResult(output, _stack_states(finals), seconds=timing, tape=tape)
-
-    def _run(
-        self,
-        d: int,
-        plan: CellSchedule,
-        inputs: ForwardInputs,
-        y: Array | None,
-        workspace: Workspace,
-    ) -> tuple[ForwardBuffers, tuple[float, float]]:
-        kernel = forward_kernel(self.weights[d], plan)
-        output = None if y is None else (y, d * self.spec.cells[0].output_size)
-        return run_forward(self.weights[d], kernel, inputs, output, workspace)
 
     def _output(self, x: Array, lengths: Array | None) -> Array | None:
         """Memory for the output of every step, 0 in the padding."""

@@ -12,14 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from lstm_cli.errors import WeightsError
-from lstm_cli.formats.keras.hdf5 import Hdf5Tree, StoredVariable
-from lstm_cli.formats.keras.options import (
-    LayerOptions,
-    parse_options,
-    printable,
-    printable_value,
-)
+from lstm_cli.errors import WeightsError, shortened
+from lstm_cli.formats.keras.options import LayerOptions, parse_options, printable_value
+from lstm_cli.hdf5.image import Hdf5Tree, StoredVariable
 
 MODELS = ("Sequential", "Functional", "Model")
 MAX_MODEL_DEPTH = 8
@@ -59,7 +54,7 @@ class KerasLayer:
 
 def layer_title(kind: str, name: str) -> str:
     """Layer in words, for errors: ``the layer lstm_1 (LSTM)``."""
-    return f"the layer {printable(name)} ({printable(kind)})"
+    return f"the layer {shortened(name)} ({shortened(kind)})"
 
 
 def list_layers(
@@ -76,7 +71,7 @@ def list_layers(
     kind, name = class_name_of(model), _name(model)
     if kind not in MODELS or depth > MAX_MODEL_DEPTH:
         raise WeightsError(
-            f"the model {printable(name)} is of class {printable(kind)}, "
+            f"the model {shortened(name)} is of class {shortened(kind)}, "
             "whose code is not in the file",
             expected="a Sequential or Functional model",
             hint="build the same layers as such a model, load the weights into it, and save it",
@@ -86,7 +81,7 @@ def list_layers(
     places = {id(entry): place for entry, place in zip(entries, listed, strict=True)}
     if kind != "Sequential":
         entries = chain_layers(
-            parse_options(f"the model {printable(name)}", model["config"]), entries
+            parse_options(f"the model {shortened(name)}", model["config"]), entries
         )
     layers: list[KerasLayer] = []
     for entry in entries:
@@ -96,7 +91,7 @@ def list_layers(
         else:
             layers.append(describe_layer(entry, places[id(entry)], outermost))
         if len(layers) > MAX_LAYERS:
-            raise WeightsError(f"the model {printable(name)} has more than {MAX_LAYERS:,} layers")
+            raise WeightsError(f"the model {shortened(name)} has more than {MAX_LAYERS:,} layers")
     return layers
 
 
@@ -143,7 +138,7 @@ def _entries(model: Mapping[str, Any], name: str) -> list[Any]:
     entries = config.get("layers") if isinstance(config, Mapping) else config
     if not isinstance(entries, list) or len(entries) > MAX_LAYERS:
         raise WeightsError(
-            f"the model {printable(name)} has no list of layers", found=printable_value(entries)
+            f"the model {shortened(name)} has no list of layers", found=printable_value(entries)
         )
     return entries
 
@@ -187,7 +182,7 @@ def chain_layers(model: LayerOptions, entries: Sequence[Any]) -> list[Any]:
         entry = by_name.get(name)
         if entry is None or len(chain) > len(entries):
             raise WeightsError(
-                f"{model.owner} has no path from {printable(last)} back to its input"
+                f"{model.owner} has no path from {shortened(last)} back to its input"
             )
         chain.append(entry)
         if name == first:
@@ -283,7 +278,7 @@ def _references(value: Any, depth: int) -> Iterator[tuple[Any, Any, Any]]:
 def _refuse(entry: Mapping[str, Any], name: str, why: str) -> NoReturn:
     kind = printable_value(entry.get("class_name"))
     raise WeightsError(
-        f"the layer {printable(name)} ({kind}) {why}",
+        f"the layer {shortened(name)} ({kind}) {why}",
         expected="layers in one chain, each used once",
     )
 
@@ -351,8 +346,8 @@ class NamedVariables:
         if len(names) > 1:
             raise WeightsError(
                 f"the file does not state which {role} belongs to {layer.title}",
-                expected=f"one variable with the name of the layer: {printable(layer.name)}/{role}",
-                found=", ".join(printable(name) for name in names[:8]),
+                expected=f"one variable with the name of the layer: {shortened(layer.name)}/{role}",
+                found=", ".join(shortened(name) for name in names[:8]),
                 hint="load the model and save it again: model.save('model.keras')",
             )
         unused.remove(names[0])
@@ -412,5 +407,5 @@ def _missing(layer: KerasLayer, role: str, place: str | None) -> WeightsError:
     return WeightsError(
         f"{layer.title} has no {role} in the file",
         expected=role,
-        found="nothing" if place is None else printable(place),
+        found="nothing" if place is None else shortened(place),
     )

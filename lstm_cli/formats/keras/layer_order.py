@@ -16,9 +16,9 @@ from itertools import accumulate, combinations, groupby, islice
 from typing import Any
 
 from lstm_cli.engines.types import FlattenSpec, Layers, LayerSpec, RecurrentSpec
-from lstm_cli.errors import WeightsError
+from lstm_cli.errors import WeightsError, shortened
 from lstm_cli.formats.keras.architecture import KerasLayer, layer_title
-from lstm_cli.formats.keras.options import LayerOptions, printable
+from lstm_cli.formats.keras.options import LayerOptions
 
 MAX_TRIALS = 20_000
 MAX_UNPLACED_LAYERS = 100
@@ -150,7 +150,7 @@ def _as_config(
         pairs = zip(chains[0], chains[1], strict=True)
         one, other = next((a, b) for a, b in pairs if a.path != b.path)
         raise WeightsError(
-            f"{printable(one.path)} and {printable(other.path)} are alike: "
+            f"{shortened(one.path)} and {shortened(other.path)} are alike: "
             "no name tells which runs first",
             expected="names or sizes that tell which layer of the config each is",
             hint=SAVE_MODEL_HINT,
@@ -184,7 +184,7 @@ def _check_reset(candidate: UnplacedLayer, spec: LayerSpec) -> None:
     file_reset_after = values.get("reset_after")
     if spec.kind == "gru" and file_reset_after not in (None, reset_after):
         raise WeightsError(
-            f"{printable(candidate.path)} has the biases of a GRU with reset_after: "
+            f"{shortened(candidate.path)} has the biases of a GRU with reset_after: "
             f"{_yaml(file_reset_after)}, layer {spec.index} of the config has reset_after: "
             f"{_yaml(reset_after)}",
             expected="(3H,) without and (2, 3H) with reset_after",
@@ -320,7 +320,7 @@ def _split_number(name: str) -> tuple[str, int]:
 
 
 def _names(chain: Sequence[UnplacedLayer]) -> str:
-    names = [printable(candidate.path) for candidate in chain]
+    names = [shortened(candidate.path) for candidate in chain]
     return " -> ".join(names if len(names) < 9 else [*names[:4], "...", *names[-4:]])
 
 
@@ -350,7 +350,7 @@ def _too_many_orders(candidates: Sequence[UnplacedLayer], why: str) -> WeightsEr
 
 
 def _listing(candidates: Sequence[UnplacedLayer]) -> str:
-    return ", ".join(printable(candidate.path) for candidate in candidates[:20])
+    return ", ".join(shortened(candidate.path) for candidate in candidates[:20])
 
 
 def _refused(problem: str, hint: str) -> WeightsError:
@@ -370,7 +370,7 @@ def _misfit(candidates: Sequence[UnplacedLayer], specs: Sequence[LayerSpec]) -> 
         sized(s.kind, getattr(s, "directions", 1), s.input_size, s.output_size) for s in specs
     ]
     file = [
-        f"{printable(p.path)} ({sized(p.kind, p.directions, p.input_size, p.output_size)})"
+        f"{shortened(p.path)} ({sized(p.kind, p.directions, p.input_size, p.output_size)})"
         for p in candidates
     ]
     return _MisfitError(

@@ -14,28 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from lstm_cli.cells import Activation
-from lstm_cli.errors import WeightsError
-
-MAX_CHARACTERS = 80
-"""Characters of a name or value in a message."""
-
-
-def printable(name: str) -> str:
-    """Name from a file for a message: quoted if it is not plain, shortened if it is long."""
-    text = name if name.isprintable() and name.strip() == name != "" else repr(name)
-    text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
-    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
+from lstm_cli.errors import WeightsError, shortened
 
 
 def printable_value(value: Any) -> str:
     """Value from a description for a message, shortened."""
     if isinstance(value, str):
-        return printable(value)
+        return shortened(value)
     if isinstance(value, Mapping):
-        return f"an object of class {printable(str(value.get('class_name')))}"
+        return f"an object of class {shortened(str(value.get('class_name')))}"
     if isinstance(value, list):
-        return f"a list of {len(value)}" if len(value) > 8 else printable(str(value)[:200])
-    return printable(str(value)[:200]) if not isinstance(value, int) else _whole(value)
+        return f"a list of {len(value)}" if len(value) > 8 else shortened(str(value)[:200])
+    return shortened(str(value)[:200]) if not isinstance(value, int) else _whole(value)
 
 
 def _whole(value: int) -> str:
@@ -215,7 +205,7 @@ class Release:
     @property
     def title(self) -> str:
         """Version in words, for notes."""
-        return f"Keras {printable(self.text)}" if self.text else "Keras"
+        return f"Keras {shortened(self.text)}" if self.text else "Keras"
 
     def note(self, option: str, layers: Sequence[int]) -> str:
         """Note on an option that the file leaves out: the assumed value, and how to set another."""
@@ -272,7 +262,7 @@ def find_release(text: str | None, *, today: bool) -> Release:
         return Release(None, (3 if today else 2, 999, 0), is_known=False)
     number = int(match[1]), int(match[2]), int(match[3] or 0)
     if number < OLDEST_RELEASE:
-        raise keras_1_error(f"of Keras {printable(str(text))}")
+        raise keras_1_error(f"of Keras {shortened(str(text))}")
     return Release(text, number, in_tensorflow=match[4].startswith("-tf"))
 
 

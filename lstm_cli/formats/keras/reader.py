@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lstm_cli.engines.types import Layers, RecurrentSpec
-from lstm_cli.errors import WeightsError, memory_error
+from lstm_cli.errors import WeightsError, memory_error, shortened
 from lstm_cli.formats.interchange import Imported, ReadOptions
 from lstm_cli.formats.keras.architecture import (
     MAX_LAYERS,
@@ -21,7 +21,6 @@ from lstm_cli.formats.keras.architecture import (
     VariableSource,
     list_layers,
 )
-from lstm_cli.formats.keras.hdf5 import Hdf5Tree
 from lstm_cli.formats.keras.network_builder import (
     INPUT_SHAPE_KEYS,
     KerasNetworkBuilder,
@@ -33,11 +32,11 @@ from lstm_cli.formats.keras.options import (
     Release,
     find_release,
     keras_1_error,
-    printable,
 )
 from lstm_cli.formats.keras.recurrent import GATE_ORDERS, KINDS
 from lstm_cli.formats.keras.weights_only import has_variable_paths, layers_by_name, layers_by_path
 from lstm_cli.formats.limits import member_bytes, open_archive, read_whole
+from lstm_cli.hdf5.image import Hdf5Tree
 
 WEIGHTS = "model.weights.h5"
 CONFIG_FIRST_HINT = "the config comes before the data: lstm-cli run CONFIG DATA"
@@ -83,7 +82,7 @@ def read(path: Path, options: ReadOptions) -> Imported:
 def _read_archive(path: Path, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
     with open_archive(path) as archive:
         names = archive.namelist()
-        tree = Hdf5Tree(member_bytes(archive, _weights_name(names)))
+        tree = _tree(member_bytes(archive, _weights_name(names)))
         if "config.json" not in names:
             return _read_weights_only(tree, layers)
         model = _parse_json(_member(archive, "config.json"), "config.json")
@@ -117,12 +116,12 @@ def _parse_json(text: str | bytes, name: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         found = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise WeightsError(f"{name} is not JSON", found=printable(found)) from None
+        raise WeightsError(f"{name} is not JSON", found=shortened(found)) from None
 
 
 def _read_hdf5(data: bytes, layers: Layers | None) -> tuple[KerasNetworkBuilder, str]:
     try:
-        tree = Hdf5Tree(data)
+        tree = _tree(data)
     except WeightsError as error:  # the file may not be from Keras
         raise WeightsError(
             [replace(p, hint=p.hint or CONFIG_FIRST_HINT) for p in error.problems]
@@ -155,7 +154,7 @@ def _read_model(
         builder.add(layer)
     if any(path.startswith(("optimizer", "_optimizer")) for path in tree.datasets()):
         builder.notes.append("the optimizer's state is left out")
-    return builder, f"Keras {printable(version)} model" if version else "Keras model"
+    return builder, f"Keras {shortened(version)} model" if version else "Keras model"
 
 
 def _built_shape(model: Mapping[str, Any]) -> Any:
@@ -274,3 +273,16 @@ def _recurrent_notes(config: Sequence[Mapping[str, Any]], gates: str) -> list[st
             f"--set model.layers.{recurrent[-1]}.return_sequences=false takes {effect}"
         )
     return notes
+
+
+def _tree(data: bytes) -> Hdf5Tree:
+    return Hdf5Tree(data, "Keras", _current_path)
+
+
+def _current_path(name: str) -> str:
+    """Path that the current Keras writes.
+
+    Older Keras writes ``_layer_checkpoint_dependencies`` for ``layers``, and on Windows one name
+    with backslashes for a whole path.
+    """
+    return name.replace("\\", "/").replace("_layer_checkpoint_dependencies", "layers")

@@ -16,7 +16,6 @@ from lstm_cli.errors import WeightsError, counted
 from lstm_cli.formats.builder import NativeTensor, bias_names, gate_tensor, one_or_each
 from lstm_cli.formats.gates import KERAS_GATES
 from lstm_cli.formats.keras.architecture import KerasLayer, class_name_of, layer_title
-from lstm_cli.formats.keras.hdf5 import StoredVariable
 from lstm_cli.formats.keras.options import (
     ActivationConfig,
     LayerOptions,
@@ -25,6 +24,7 @@ from lstm_cli.formats.keras.options import (
     printable_value,
     read_activation,
 )
+from lstm_cli.hdf5.image import StoredVariable
 
 KINDS = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 CLASSES = {kind: name for name, kind in KINDS.items()}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lstm_cli.engines.types import Layers
-from lstm_cli.errors import Problem, WeightsError
+from lstm_cli.errors import Problem, WeightsError, shortened
 from lstm_cli.formats.keras.architecture import (
     CELL_ROLES,
     AssignedVariables,
@@ -19,7 +19,6 @@ from lstm_cli.formats.keras.architecture import (
     snake_case,
     variable_role,
 )
-from lstm_cli.formats.keras.hdf5 import Hdf5Tree
 from lstm_cli.formats.keras.layer_order import (
     ORDER_INDEPENDENT,
     SAVE_MODEL_HINT,
@@ -28,8 +27,9 @@ from lstm_cli.formats.keras.layer_order import (
     order_layers,
 )
 from lstm_cli.formats.keras.network_builder import MAX_PROBLEMS, SAVE_REST
-from lstm_cli.formats.keras.options import LayerOptions, printable
+from lstm_cli.formats.keras.options import LayerOptions
 from lstm_cli.formats.keras.recurrent import KINDS, cudnn_error, is_cudnn_bias
+from lstm_cli.hdf5.image import Hdf5Tree
 
 Shape = tuple[int, ...]
 
@@ -172,7 +172,7 @@ def recurrent_guess(shapes: Sequence[Shape | None], where: str) -> LayerGuess:
     if kind is None or width % H or (bias is not None and len(bias) not in (1, 2)):
         raise _unknown_weights(where)
     if is_cudnn_bias(kind, width, bias):
-        raise cudnn_error(f"the layer {printable(where.strip('/'))}", kind)
+        raise cudnn_error(f"the layer {shortened(where.strip('/'))}", kind)
     config = {"units": H, "use_bias": bias is not None, "return_sequences": True}
     if kind == "GRU" and bias is not None:
         config["reset_after"] = len(bias) == 2
@@ -266,7 +266,7 @@ def _last(path: str) -> str:
 
 def _unknown_weights(path: str) -> WeightsError:
     return WeightsError(
-        f"the weights of {printable(path.rstrip('/'))} belong to no layer that lstm-cli has",
+        f"the weights of {shortened(path.rstrip('/'))} belong to no layer that lstm-cli has",
         expected="LSTM, GRU, SimpleRNN, Bidirectional or Dense",
         hint=SAVE_MODEL_HINT,
     )
@@ -293,19 +293,19 @@ def layers_by_name(
             candidates += found
             if len(found) > 1 or _is_nested_model(listed, group):
                 notes.append(
-                    f"{printable(group)} is read as a nested model: its layers without weights, "
+                    f"{shortened(group)} is read as a nested model: its layers without weights, "
                     "such as activations, are not in the file"
                 )
         elif (kind := _KIND_BY_NAME.get(_stem(group))) is not None:
             candidates.append(UnplacedLayer(_layer(kind, {}, group, group), group, group=place))
         elif _UNSUPPORTED_NAMES.fullmatch(_stem(group)):
             raise WeightsError(
-                f"the layer {printable(group)} has, by its name, no counterpart in lstm-cli",
+                f"the layer {shortened(group)} has, by its name, no counterpart in lstm-cli",
                 expected="layers in one chain, each of a kind that lstm-cli has",
                 hint=SAVE_MODEL_HINT,
             )
         else:
-            left_out.append(printable(group))
+            left_out.append(shortened(group))
     if in_own_model:
         candidates = [replace(candidate, group=0) for candidate in candidates]
     found_layers, assumed = order_layers(candidates, numbers=NameNumbers.NO_ORDER, layers=layers)
@@ -358,9 +358,9 @@ def _layers_of_group(
         if "" not in halves:
             if len(halves) != 2:
                 raise WeightsError(
-                    f"{printable(owner or group)} has only one direction of a Bidirectional",
+                    f"{shortened(owner or group)} has only one direction of a Bidirectional",
                     expected="forward_ and backward_ in the names",
-                    found=", ".join(printable(unit) for unit in halves.values()),
+                    found=", ".join(shortened(unit) for unit in halves.values()),
                     hint=SAVE_MODEL_HINT,
                 )
             by_half = dict(zip(halves, guesses, strict=True))

@@ -1,4 +1,4 @@
-"""An HDF5 file in memory, walked link by link: floating-point datasets by path.
+"""An HDF5 file in memory, walked link by link: floating-point datasets by path. For Keras files.
 
 Links that leave the file are refused, and no dataset declares more values than the file can hold.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -17,12 +17,17 @@ import h5py
 import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5s, h5t, h5z
 
-from lstm_cli.engines.types import Array
-from lstm_cli.errors import WeightsError, counted, is_memory_error, memory_error, require_memory
-from lstm_cli.formats.keras.hdf5_attributes import TextAttributes
-from lstm_cli.formats.keras.options import printable
-from lstm_cli.formats.limits import MAX_RATIO, MIN_RATIO_BYTES
+from lstm_cli.errors import (
+    WeightsError,
+    counted,
+    is_memory_error,
+    memory_error,
+    require_memory,
+    shortened,
+)
+from lstm_cli.hdf5.heap_check import Array
 from lstm_cli.hdf5.limits import H5_ERRORS
+from lstm_cli.hdf5.raw_attributes import TextAttributes
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 200_000
@@ -31,7 +36,7 @@ MAX_DEPTH = 64
 
 @dataclass(frozen=True)
 class StoredVariable:
-    """Tensor of a Keras file.
+    """A dataset of floating-point numbers.
 
     Attributes
     ----------
@@ -60,8 +65,14 @@ class _TreeNode:
 class Hdf5Tree:
     """Objects of a file by path, such as ``layers/lstm/cell/vars/0``.
 
-    Older Keras writes ``_layer_checkpoint_dependencies`` for ``layers``, and on Windows one name
-    with backslashes for a whole path. Both have the current path here.
+    Parameters
+    ----------
+    data
+        Bytes of the file.
+    writer
+        Program that writes such files, for messages.
+    current_path
+        Function from a path in the file to the path that a current version of the writer gives it.
 
     Raises
     ------
@@ -69,8 +80,11 @@ class Hdf5Tree:
         The file is damaged, or a link leaves it, forms a circle, or shares its target with another.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self._attributes = TextAttributes(data[_superblock(data) :])
+    def __init__(
+        self, data: bytes, writer: str, current_path: Callable[[str], str] = lambda path: path
+    ) -> None:
+        self._writer, self._current_path = writer, current_path
+        self._attributes = TextAttributes(data[_superblock(data, writer) :])
         self._unread_bytes = len(data)
         self._nodes: dict[str, _TreeNode] = {}
         require_memory(2 * len(data), "the HDF5 file")  # HDF5 would give another reason
@@ -96,10 +110,10 @@ class Hdf5Tree:
         node = self._nodes.get(path)
         if node is None or node.group:
             return None
-        with _reading(f"the dataset {printable(node.name)}"):
+        with _reading(f"the dataset {shortened(node.name)}"):
             dataset = h5d.open(node.parent, node.link)
             _need_values(dataset, node.name)
-            value, dtype, stored = read_dataset(dataset, printable(node.name), self._unread_bytes)
+            value, dtype, stored = read_dataset(dataset, shortened(node.name), self._unread_bytes)
         self._unread_bytes -= stored
         return StoredVariable(node.name, value, dtype)
 
@@ -108,7 +122,7 @@ class Hdf5Tree:
         node = self._nodes.get(path)
         if node is None or node.group:
             return None
-        with _reading(f"the dataset {printable(node.name)}"):
+        with _reading(f"the dataset {shortened(node.name)}"):
             dataset = h5d.open(node.parent, node.link)
             _need_values(dataset, node.name)
             return tuple(dataset.shape)
@@ -143,7 +157,7 @@ class Hdf5Tree:
         if path and (node is None or not node.group):
             return None
         address = self._root if node is None else node.address
-        where = "the HDF5 file" if node is None else printable(node.name)
+        where = "the HDF5 file" if node is None else shortened(node.name)
         return self._attributes.texts(address, name, where)
 
     def _walk(self, root: Any) -> None:
@@ -156,28 +170,35 @@ class Hdf5Tree:
                 self._check_link(group, link, name, depth)
                 info = h5o.get_info(group, link)
                 if info.addr in visited:
-                    raise _refused(name, "a second link to one object")
+                    raise self._refused(name, "a second link to one object")
                 visited.add(info.addr)
                 is_group = info.type == h5o.TYPE_GROUP
                 if is_group:
                     pending.append((h5g.open(group, link), f"{name}/", depth + 1))
                 if is_group or info.type == h5o.TYPE_DATASET:
                     node = _TreeNode(name, group, link, info.addr, is_group)
-                    self._nodes.setdefault(_current_path(name), node)
+                    self._nodes.setdefault(self._current_path(name), node)
 
     def _check_link(self, group: Any, link: bytes, name: str, depth: int) -> None:
         kind = group.links.get_info(link).type
         if kind != h5l.TYPE_HARD:
             kinds = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}
-            raise _refused(name, kinds.get(kind, "a link of an unknown kind"))
+            raise self._refused(name, kinds.get(kind, "a link of an unknown kind"))
         if depth > MAX_DEPTH or len(self._nodes) > MAX_OBJECTS:
-            raise _refused(name, "more groups and datasets, or deeper ones, than Keras writes")
+            found = f"more groups and datasets, or deeper ones, than {self._writer} writes"
+            raise self._refused(name, found)
+
+    def _refused(self, name: str, found: str) -> WeightsError:
+        return WeightsError(
+            f"the HDF5 file is refused: {self._writer} writes no object like {shortened(name)}",
+            found=found,
+        )
 
 
 def _need_values(dataset: Any, name: str) -> None:
     if dataset.get_space().get_simple_extent_type() == h5s.NULL:
         raise WeightsError(
-            f"{printable(name)} has no values: its dataspace is null",
+            f"{shortened(name)} has no values: its dataspace is null",
             expected="an array of floating-point numbers",
         )
 
@@ -193,19 +214,15 @@ def _links(group: Any) -> list[bytes]:
     return links
 
 
-def _current_path(name: str) -> str:
-    return name.replace("\\", "/").replace("_layer_checkpoint_dependencies", "layers")
-
-
-def _superblock(data: bytes) -> int:
-    """Offset of the superblock, with the 8-byte addresses and sizes that Keras writes."""
+def _superblock(data: bytes, writer: str) -> int:
+    """Offset of the superblock, with addresses and sizes of 8 bytes."""
     offset = data.find(SIGNATURE)
     if offset < 0:
         raise WeightsError("this is not an HDF5 file", expected="HDF5's signature")
     version = data[offset + 8 : offset + 9]
     sizes = offset + (13 if version in (b"\x00", b"\x01") else 9)
     if data[sizes : sizes + 2] != b"\x08\x08":
-        raise WeightsError("the HDF5 file is damaged, or of a kind that Keras does not write")
+        raise WeightsError(f"the HDF5 file is damaged, or of a kind that {writer} does not write")
     return offset
 
 
@@ -220,19 +237,14 @@ def _reading(what: str) -> Iterator[None]:
         raise WeightsError(
             f"{what} cannot be read",
             expected="intact HDF5",
-            found=printable(" ".join(str(error).split()) or type(error).__name__),
+            found=shortened(" ".join(str(error).split()) or type(error).__name__),
             hint="the file may be damaged: copy or save it again",
         ) from None
 
 
-def _refused(name: str, found: str) -> WeightsError:
-    return WeightsError(
-        f"the HDF5 file is refused: Keras writes no object like {printable(name)}",
-        found=found,
-    )
-
-
 MAX_CHUNKS = 200_000
+MAX_RATIO, MIN_RATIO_BYTES = 200, 1 << 20
+"""Largest ratio of unpacked to stored bytes of a dataset, and bytes for which any ratio will do."""
 _FILTERS = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
 
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lstm_cli.errors import WeightsError
-from lstm_cli.formats.limits import MAX_TEXT_BYTES
+
+MAX_TEXT_BYTES = 64 << 20
+"""Bytes of all texts of a file's attributes."""
 
 ATTRIBUTE_MESSAGE, CONTINUATION_MESSAGE = 0x0C, 0x10
 SHARED_FLAG = 2
