@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 import lstm_cli
 from lstm_cli.workflows.bench.host import machine, watch_other_programs
 
-SIZES, UNITS, ROUNDS, CALLS = (16, 32, 64, 128, 256), 4, 15, 3000
+SIZES, UNITS, ROUNDS, CALLS = (16, 32, 64, 128, 256), 4, 9, 2000
 SLEEP = 0.1
 """Seconds before each contestant, in which the threads of the one before go to sleep."""
 MOST_OTHERS = 0.05

@@ -591,8 +591,16 @@ class NetworkProgram(Protocol[A]):
     It holds memory for one call at a time. Results are those of the layers, to the bit.
     """
 
-    def run(self, x: A) -> ProgramResult[A]:
-        """Forward pass over inputs (N, T, D), from states of 0."""
+    def run(
+        self, x: A, states: Sequence[State[A | Array] | None] | None = None
+    ) -> ProgramResult[A]:
+        """Forward pass over inputs (N, T, D).
+
+        Parameters
+        ----------
+        states
+            Initial states of each recurrent layer. None is zeros, for all layers or for one.
+        """
 
 
 class Stepper(Protocol[A]):

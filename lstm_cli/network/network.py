@@ -170,11 +170,11 @@ class Network:
             A shape does not fit the network.
         """
         x, lengths = self.check(x, lengths)
-        if lengths is None and state is None and not keep:
-            result = self._run_program(x)
+        states = self.check_state(state, x.shape[0])
+        if lengths is None and not keep:
+            result = self._run_program(x, states)
             if result is not None:
                 return result
-        states = self.check_state(state, x.shape[0])
         steps, on_device = x.shape[1], self.engine.from_device_array(x) is not None
         results = forward_layers(
             self.engine,
@@ -190,7 +190,7 @@ class Network:
         outputs = self.without_empty(self.engine.to_host(y), steps, lengths)
         return self._result(results, self.engine.to_host, outputs)
 
-    def _run_program(self, x: EngineArray) -> Result | None:
+    def _run_program(self, x: EngineArray, states: Mapping[int, State]) -> Result | None:
         """Forward pass by a program of the engine. None: there is none for this shape.
 
         The second batch of a shape makes the program, which later ones use. Each call takes one
@@ -213,7 +213,8 @@ class Network:
                 self._programs[shape] = None
                 return None
             program = made
-        result = program.run(x)
+        starts = [states.get(spec.index) for spec in self.recurrent] if states else None
+        result = program.run(x, starts)
         idle.append(program)
         return Result(
             result.outputs,

@@ -54,6 +54,7 @@ class _Kernel:
     block: Array
     spec: LayerSpec
     counts_cycles: bool = False
+    clears_state: bool = False
 
 
 class _Builder:
@@ -65,13 +66,14 @@ class _Builder:
         Values that the program reads, and those of the last layer so far.
     logits
         Values of the last dense layer before its activation. None: the last layer is another one.
-    states
-        Views (N, directions, size) of each recurrent layer's final h and c, by direction.
+    starts, states
+        Views (N, 1, size) of the initial and of the final h and c of each layer and direction.
     """
 
     def __init__(self, x: Array, resources: Resources, *, keeps_states: bool) -> None:
         self.x = self.y = x
         self.logits: Array | None = None
+        self.starts: list[list[tuple[Array, ...]]] = []
         self.states: list[list[tuple[Array, ...]]] = []
         self.kernels: list[_Kernel] = []
         self.kept: list[object] = []
@@ -104,6 +106,7 @@ class _Builder:
             return False
         shape = (N, T, spec.output_size) if spec.return_sequences else (N, spec.output_size)
         y = np.empty(shape, x.dtype)
+        starts: list[tuple[Array, ...]] = []
         finals: list[tuple[Array, ...]] = []
         for d, weights in enumerate(layer.weights):
             kernel = forward_kernel(weights, schedule.inference(weights.cell))
@@ -116,15 +119,17 @@ class _Builder:
             if len(weights.cell.states) > 1:
                 states.append(buffers.c[0, :, None, : weights.cell.hidden_size])
             if not self._keeps_states:
-                self._add_rows("zeros", spec, buffers.h[0], buffers.h[0])
-                self._add_rows("zeros", spec, buffers.c[0], buffers.c[0])
+                self._add_rows("zeros", spec, buffers.h[0], buffers.h[0], clears_state=True)
+                self._add_rows("zeros", spec, buffers.c[0], buffers.c[0], clears_state=True)
             self.kernels.append(_Kernel(kernel.address, buffers.block, spec, counts_cycles=True))
             if not spec.return_sequences:
                 self._add_rows("copy", spec, states[0][:, 0], y[:, d * P : (d + 1) * P])
             if self._keeps_states:  # the kernel reads h of the step before in the first half
                 self._add_rows("copy", spec, buffers.h[1], buffers.h[0])
                 states[0] = buffers.h[0, :, None, :P]
+            starts.append((buffers.h[0, :, None, :P], *states[1:]))
             finals.append(tuple(states))
+        self.starts.append(starts)
         self.states.append(finals)
         self.y, self.logits = y, None
         return True
@@ -142,7 +147,15 @@ class _Builder:
             self._add_rows("softmax", spec, sums, y.reshape(sums.shape))
         self.y, self.logits = y, logits
 
-    def _add_rows(self, name: str, spec: LayerSpec, source: Array, target: Array) -> None:
+    def _add_rows(
+        self,
+        name: str,
+        spec: LayerSpec,
+        source: Array,
+        target: Array,
+        *,
+        clears_state: bool = False,
+    ) -> None:
         item = source.itemsize
         entries = {
             "rows": len(source),
@@ -153,7 +166,8 @@ class _Builder:
             "to": address(target),
         }
         self.kept += [source, target]
-        self.kernels.append(_Kernel(self._rows[name], ROWS.block(entries), spec))
+        block = ROWS.block(entries)
+        self.kernels.append(_Kernel(self._rows[name], block, spec, clears_state=clears_state))
 
 
 class JitProgram:
@@ -161,19 +175,28 @@ class JitProgram:
 
     def __init__(self, built: _Builder, machine: Machine) -> None:
         self._x, self._y, self._logits = built.x, built.y, built.logits
-        self._states, self._kept = built.states, built.kept
+        self._starts, self._states, self._kept = built.starts, built.states, built.kept
         self._table = _Table(built.kernels, machine)
+        continuing = [kernel for kernel in built.kernels if not kernel.clears_state]
+        self._continuing_table = _Table(continuing, machine)
 
-    def run(self, x: Array) -> ProgramResult:
+    def run(
+        self, x: Array, states: Sequence[State[Array] | None] | None = None
+    ) -> ProgramResult[Array]:
         """Forward pass over inputs (N, T, D) of the program's shape."""
         np.copyto(self._x, x)
+        table = self._table
+        if states is not None:
+            table = self._continuing_table
+            for starts, state in zip(self._starts, states, strict=True):
+                _start(starts, state)
         start = perf_counter()
-        self._table.run()
+        table.run()
         seconds = perf_counter() - start
         logits = None if self._logits is None else self._logits.copy()
-        states = [_joined(finals) for finals in self._states]
-        timing = _Timing(self._table.kernels, self._table.words.copy(), seconds)
-        return ProgramResult(self._y.copy(), states, logits, timing)
+        final_states = [_joined(finals) for finals in self._states]
+        timing = _Timing(table.kernels, table.words.copy(), seconds)
+        return ProgramResult(self._y.copy(), final_states, logits, timing)
 
 
 class JitStepper:
@@ -224,6 +247,13 @@ class _Table:
     def run(self) -> None:
         """Run the kernels in their order."""
         self._run(self._place, self._count)
+
+
+def _start(starts: list[tuple[Array, ...]], state: State[Array] | None) -> None:
+    """Write the initial states (N, directions, size) of a layer; None is 0."""
+    for d, parts in enumerate(starts):
+        for part, values in zip(parts, state or (None, None), strict=False):
+            part[...] = 0 if values is None else values[:, d : d + 1]
 
 
 def _joined(finals: list[tuple[Array, ...]]) -> State[Array]:

@@ -99,6 +99,24 @@ def stack() -> list[LayerSpec]:
     ]
 
 
+@pytest.mark.parametrize("steps", [1, 2, T])
+def test_initial_states_have_the_bits_of_the_layers(jit, steps):
+    net, x = network(stack(), jit), random_inputs(N, steps, D).astype(net_dtype(jit))
+    states = random_states(stack(), N)
+    given = [tuple(None if p is None else p.astype(net_dtype(jit)) for p in s) for s in states]
+    for state in (given, [given[0], None], [None, given[1]]):
+        net._programs.clear()
+        expected = net.run(x, state=state)
+        by_program(net, x)  # which leaves other states behind
+        for _ in range(2):
+            actual = net.run(x, state=state)
+            assert_same(actual, expected, jit)
+            np.testing.assert_array_equal(actual.outputs, expected.outputs)
+    zeros = net.run(x)
+    assert not np.array_equal(zeros.outputs, expected.outputs)
+    np.testing.assert_array_equal(by_layers(net, x).outputs, zeros.outputs)
+
+
 def test_a_later_call_leaves_earlier_results_alone(jit):
     net, x = network(stack(), jit), random_inputs(N, T, D).astype(net_dtype(jit))
     first = by_program(net, x)
@@ -142,9 +160,6 @@ def test_new_weights_and_inputs_of_other_layouts(jit):
 def test_what_a_program_does_not_serve_runs_by_layers(jit):
     net, x = network(stack(), jit), random_inputs(N, T, D).astype(net_dtype(jit))
     full = by_program(net, x)
-    states = random_states(stack(), N)
-    started = [tuple(None if p is None else p.astype(net_dtype(jit)) for p in s) for s in states]
-    assert not np.array_equal(net.run(x, state=started).outputs, full.outputs)
     assert set(net.run(x, keep=True).kept) == {0, 1}
     ragged = net.run(x, [T, 1, 2]).outputs
     np.testing.assert_array_equal(ragged[0], full.outputs[0])
