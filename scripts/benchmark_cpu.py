@@ -29,8 +29,8 @@ from rich.table import Table
 from lstm_cli.cli.display import units
 from lstm_cli.cli.display.bench_tables import bench_report
 from lstm_cli.cli.display.tables import plain_table
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.selection import create_engine
-from lstm_cli.engines.types import Engine
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import layer_flops
 from lstm_cli.workflows import bench

@@ -14,7 +14,8 @@ from cuda_host.engine import make, statuses
 from hypothesis import settings
 from quick import QUICK_ENGINES, SLOW
 
-from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import SUPPORTED_DTYPES
 
 settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
 settings.load_profile("repeatable")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from lstm_cli.cli.display.console import Console
     from lstm_cli.config import Config
     from lstm_cli.data import DataOptions
+    from lstm_cli.engines.protocols import Engine
     from lstm_cli.engines.selection import EngineChoice
-    from lstm_cli.engines.types import Engine
     from lstm_cli.formats.interchange import Imported, ReadOptions
     from lstm_cli.workflows import Model
 

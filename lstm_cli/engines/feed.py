@@ -1,8 +1,8 @@
 """Batches on their way to an engine and results on their way back, beside its computing.
 
-Every engine has a `Feed` (`lstm_cli.engines.types.Engine.feed`), so code above the engines need not
-know where an engine's memory is. `HostFeed` is that of engines in NumPy's memory: it copies nothing
-and reads nothing ahead. The benefit of reading ahead for a GPU is unmeasured.
+Every engine has a `Feed` (`lstm_cli.engines.protocols.Engine.feed`), so code above the engines need
+not know where an engine's memory is. `HostFeed` is that of engines in NumPy's memory: it copies
+nothing and reads nothing ahead. The benefit of reading ahead for a GPU is unmeasured.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.threads import checked_threads, default_threads
-from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
+from lstm_cli.engines.types import SUPPORTED_DTYPES
 from lstm_cli.errors import DeviceError, UsageError, described, nearest, nearest_first
 
 if TYPE_CHECKING:

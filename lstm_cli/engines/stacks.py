@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Protocol, cast, runtime_checkable
 
+from lstm_cli.engines.protocols import Engine, Layer
 from lstm_cli.engines.types import (
     A,
     Array,
-    Engine,
-    Layer,
     LayerGradients,
     LayerResult,
     LayerSpec,

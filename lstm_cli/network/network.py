@@ -8,22 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from lstm_cli.engines.protocols import Engine, Layer, NetworkProgram, array_dtype
 from lstm_cli.engines.stacks import forward_layers
 from lstm_cli.engines.types import (
     Array,
     DropoutSpec,
-    Engine,
     EngineArray,
     FlattenSpec,
-    Layer,
     LayerResult,
     Layers,
     LayerSpec,
-    NetworkProgram,
     RecurrentSpec,
     State,
     ZeroStates,
-    array_dtype,
 )
 from lstm_cli.errors import DataError, WeightsError, counted
 from lstm_cli.network.normalization import TENSOR_NAMES, Normalization

@@ -7,7 +7,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, State, Stepper, array_dtype
+from lstm_cli.engines.protocols import Stepper, array_dtype
+from lstm_cli.engines.types import Array, FlattenSpec, RecurrentSpec, State
 from lstm_cli.errors import ConfigError, DataError, counted, described
 from lstm_cli.network.network import Network
 from lstm_cli.network.state import as_array

@@ -23,16 +23,9 @@ from lstm_cli.cells.expression import (
     sigmoid,
     symbol,
 )
+from lstm_cli.engines.protocols import ArrayOperations
 from lstm_cli.engines.reference.arrays import NUMPY, log_softmax
-from lstm_cli.engines.types import (
-    Array,
-    ArrayOperations,
-    Deferred,
-    DenseSpec,
-    EngineArray,
-    Layers,
-    RowsLoss,
-)
+from lstm_cli.engines.types import Array, Deferred, DenseSpec, EngineArray, Layers, RowsLoss
 from lstm_cli.errors import DataError
 from lstm_cli.training.targets import TargetFormat
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lstm_cli.engines.protocols import array_dtype
 from lstm_cli.engines.reference.engine import ReferenceEngine
 from lstm_cli.engines.types import (
     Array,
@@ -18,7 +19,6 @@ from lstm_cli.engines.types import (
     LayerSpec,
     RecurrentSpec,
     TrainingPass,
-    array_dtype,
 )
 from lstm_cli.errors import DataError, LstmCliError, TrainingError, WeightsError, counted, quote
 from lstm_cli.network import backpropagation

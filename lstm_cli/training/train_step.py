@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import symbol
-from lstm_cli.engines.types import Array, Engine, EngineArray, State, TrainingPass, array_dtype
+from lstm_cli.engines.protocols import Engine, array_dtype
+from lstm_cli.engines.types import Array, EngineArray, State, TrainingPass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.backpropagation import Gradients, Tape, join_rows
 from lstm_cli.network.network import Network

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.cells.expression import Expression, Value, clip, select, symbol
+from lstm_cli.engines.protocols import ArrayOperations
 from lstm_cli.engines.reference.arrays import NUMPY
-from lstm_cli.engines.types import Array, ArrayOperations, Deferred, EngineArray
+from lstm_cli.engines.types import Array, Deferred, EngineArray
 from lstm_cli.errors import Problem, WeightsError, counted
 from lstm_cli.training.optimizers import Optimizer
 from lstm_cli.training.schedules import RateSchedule

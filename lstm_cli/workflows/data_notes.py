@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lstm_cli.engines.types import (
-    Array,
-    RecurrentSpec,
-    array_dtype,
-)
+from lstm_cli.engines.protocols import array_dtype
+from lstm_cli.engines.types import Array, RecurrentSpec
 from lstm_cli.network.network import Network
 from lstm_cli.network.normalization import Normalization, Rounding
 

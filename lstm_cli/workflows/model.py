@@ -15,12 +15,9 @@ import numpy as np
 
 from lstm_cli import config as configs
 from lstm_cli.config import Config
+from lstm_cli.engines.protocols import Engine, array_dtype
 from lstm_cli.engines.selection import create_engine
-from lstm_cli.engines.types import (
-    Array,
-    Engine,
-    array_dtype,
-)
+from lstm_cli.engines.types import Array
 from lstm_cli.errors import (
     ConfigError,
     DeviceMemoryError,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.data import Allocator, Batch, GateWriter, ResultWriter, SequenceData, StateReader
-from lstm_cli.engines.types import Array, array_dtype
+from lstm_cli.engines.protocols import array_dtype
+from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError
 from lstm_cli.network.network import ends_sequence
 from lstm_cli.network.results import Result

@@ -19,7 +19,8 @@ from networks import (
 from twin import check_forward, twin
 
 from lstm_cli.cells import FORMULAS, LSTM, Activation
-from lstm_cli.engines.types import DenseSpec, Engine, RecurrentSpec, TrainingPass
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 

@@ -12,8 +12,9 @@ from networks import network, random_inputs, random_lengths, recurrent
 
 from lstm_cli.cells import Activation
 from lstm_cli.engines.cuda.engine import CudaEngine
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.reference.engine import ReferenceEngine
-from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec
 from lstm_cli.errors import DeviceError
 from lstm_cli.network.network import Network
 from lstm_cli.training.losses import Criterion

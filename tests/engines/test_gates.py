@@ -16,7 +16,8 @@ from networks import (
 from twin import twin
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, LayerSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, LayerSpec
 
 N, T, D = 5, 6, 4
 

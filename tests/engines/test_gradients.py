@@ -24,7 +24,8 @@ from networks import (
 )
 
 from lstm_cli.cells import FORMULAS, Activation
-from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec, LayerSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
 from lstm_cli.engines.types import TrainingPass as Pass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network

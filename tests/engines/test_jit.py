@@ -46,8 +46,9 @@ from lstm_cli.engines.jit.runtime.machine import (
     this_machine,
 )
 from lstm_cli.engines.kernel_cache import CompiledKernels
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.reference.engine import ReferenceEngine
-from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec, TrainingPass
+from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec, TrainingPass
 from lstm_cli.network import backpropagation as learning
 from lstm_cli.network.network import Network
 

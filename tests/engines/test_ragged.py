@@ -21,7 +21,8 @@ from networks import (
 )
 from twin import Twin, twin
 
-from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec, LayerSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
 
 N, T, D = 7, 6, 4
 LENGTHS = random_lengths(N, T, 3)

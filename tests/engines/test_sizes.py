@@ -13,7 +13,7 @@ from networks import (
 )
 from twin import check_forward
 
-from lstm_cli.engines.types import Engine
+from lstm_cli.engines.protocols import Engine
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])

@@ -15,7 +15,8 @@ from networks import (
 from twin import check_forward, twin
 
 from lstm_cli.cells import FORMULAS, Activation
-from lstm_cli.engines.types import DenseSpec, DropoutSpec, Engine, FlattenSpec, LayerSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec
 
 N, T, D = 5, 6, 4
 TANH = Activation("tanh")

@@ -15,7 +15,8 @@ from networks import (
 )
 from twin import twin
 
-from lstm_cli.engines.types import Engine, LayerSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import LayerSpec
 
 N, T, D = 4, 9, 3
 

@@ -7,8 +7,8 @@ import pytest
 from networks import network, random_inputs, random_weights, recurrent
 from twin import twin
 
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.selection import EngineStatus, create_engine, engine_statuses
-from lstm_cli.engines.types import Engine
 
 
 @pytest.mark.parametrize("status", engine_statuses(), ids=lambda status: status.engine)

@@ -9,7 +9,8 @@ import pytest
 from networks import Array, random_inputs, random_lengths, random_weights, recurrent
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, TrainingPass
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, LayerSpec, TrainingPass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 from lstm_cli.training.losses import Criterion

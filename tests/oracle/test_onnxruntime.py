@@ -26,7 +26,8 @@ from networks import (
 )
 
 from lstm_cli.cells import GRU, LSTM, Activation
-from lstm_cli.engines.types import Engine, RecurrentSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.network.network import Network
 
 pytest.importorskip("onnxruntime")

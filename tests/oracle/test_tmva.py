@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from networks import Array, random_inputs, random_weights, recurrent
 
-from lstm_cli.engines.types import Engine
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.network.network import Network
 
 CASES = [(1, 2, 3, 2), (2, 4, 10, 5), (5, 8, 5, 10)]  # steps T, batch B, state S, input I

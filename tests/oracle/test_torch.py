@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from networks import Array, assert_close, random_inputs, random_lengths, recurrent
 
-from lstm_cli.engines.types import Engine, RecurrentSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import RecurrentSpec
 from lstm_cli.network.network import Network
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from networks import recurrent
 
-from lstm_cli.engines.types import Engine, TrainingPass
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import TrainingPass
 from lstm_cli.network import backpropagation
 from lstm_cli.network.network import Network
 

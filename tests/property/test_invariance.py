@@ -24,7 +24,8 @@ from networks import (
 from strategies import stacks
 from twin import Twin, twin
 
-from lstm_cli.engines.types import Engine, LayerSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import LayerSpec
 from lstm_cli.network.network import Network
 
 Draw: TypeAlias = Callable[[st.SearchStrategy[Any]], Any]

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_cli.cells import GRU, LSTM, RNN, Activation, Cell
-from lstm_cli.engines.types import Engine, LayerSpec, RecurrentSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import LayerSpec, RecurrentSpec
 from lstm_cli.network.network import Network
 from lstm_cli.network.results import Result
 

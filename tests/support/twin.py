@@ -21,14 +21,8 @@ from networks import (
 from numpy.typing import NDArray
 
 from lstm_cli.cells import Activation
-from lstm_cli.engines.types import (
-    DenseSpec,
-    DropoutSpec,
-    Engine,
-    FlattenSpec,
-    LayerSpec,
-    RecurrentSpec,
-)
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, DropoutSpec, FlattenSpec, LayerSpec, RecurrentSpec
 from lstm_cli.network.network import Network
 
 Array = NDArray[Any]

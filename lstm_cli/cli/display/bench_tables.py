@@ -13,7 +13,7 @@ from lstm_cli.workflows.bench import WORK, geometric_mean
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lstm_cli.engines.types import Engine
+    from lstm_cli.engines.protocols import Engine
     from lstm_cli.workflows.bench import (
         BaselineComparison,
         GateCost,

@@ -37,7 +37,7 @@ NOT_FINITE: Expression = select(
 
 
 class DeviceArrays:
-    """Array operations of `lstm_cli.engines.types.Engine`, for arrays on a device.
+    """Array operations of `lstm_cli.engines.protocols.Engine`, for arrays on a device.
 
     Parameters
     ----------

@@ -17,9 +17,9 @@ from lstm_cli.engines.cuda.runtime.device import Device, DeviceArray
 from lstm_cli.engines.cuda.runtime.memory import DeviceFeed
 from lstm_cli.engines.cuda.stacks import PipelinedStacks, PipelineOptions, stack_groups
 from lstm_cli.engines.explanation import Explanation
+from lstm_cli.engines.protocols import Layer
 from lstm_cli.engines.types import (
     Array,
-    Layer,
     LayerGradients,
     LayerResult,
     Layers,
@@ -172,7 +172,7 @@ class CudaEngine(DeviceArrays):
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:
-        """Explain the kernels of recurrent layers; see `lstm_cli.engines.types.Engine`."""
+        """Explain the kernels of recurrent layers; see `lstm_cli.engines.protocols.Engine`."""
         from lstm_cli.engines.cuda.explanation import explain_stack
 
         return explain_stack(self.stacks, layers, N, T, training=training)

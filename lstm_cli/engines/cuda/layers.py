@@ -39,12 +39,12 @@ from lstm_cli.engines.cuda.runtime.device import (
     dtype_name,
     grid_stride_launch,
 )
+from lstm_cli.engines.protocols import Layer
 from lstm_cli.engines.types import (
     Array,
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
-    Layer,
     LayerGradients,
     LayerResult,
     LayerSpec,

@@ -151,7 +151,7 @@ class ForwardPass:
     input_mask
         (Q, D): dropout mask of the input; None without dropout.
     return_gates, training
-        Purpose of the pass; see `lstm_cli.engines.types.Engine`.
+        Purpose of the pass; see `lstm_cli.engines.protocols.Engine`.
     """
 
     x: PackedSequences

@@ -86,7 +86,7 @@ class Recurrent:
         return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult[DeviceArray, PackedSequences]:
-        """Run every direction over the batch; see `lstm_cli.engines.types.Layer`.
+        """Run every direction over the batch; see `lstm_cli.engines.protocols.Layer`.
 
         The output and the gates are `PackedSequences`; states are arrays on the device. Reading
         the seconds waits for the device. A pass for training returns a tape, and no gates.

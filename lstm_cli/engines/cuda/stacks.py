@@ -36,9 +36,9 @@ from lstm_cli.engines.cuda.time_chunks import (
     forward_chunk,
     time_chunks,
 )
+from lstm_cli.engines.protocols import Event
 from lstm_cli.engines.types import (
     DropoutSpec,
-    Event,
     LayerGradients,
     LayerResult,
     LayerSpec,

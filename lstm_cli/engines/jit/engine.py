@@ -18,18 +18,15 @@ from lstm_cli.engines.jit.explanation import explain
 from lstm_cli.engines.jit.layers import Resources, make_layer
 from lstm_cli.engines.jit.program import make_program, make_stepper
 from lstm_cli.engines.jit.runtime.machine import Machine, this_machine
+from lstm_cli.engines.protocols import Layer, NetworkProgram, Stepper, array_dtype
 from lstm_cli.engines.reference.arrays import HostArrays
 from lstm_cli.engines.types import (
     SUPPORTED_DTYPES,
     Array,
-    Layer,
     Layers,
     LayerSpec,
     MachinePeaks,
-    NetworkProgram,
     RecurrentSpec,
-    Stepper,
-    array_dtype,
     with_biases,
 )
 from lstm_cli.errors import DeviceError
@@ -86,11 +83,11 @@ class JitEngine(HostArrays):
     def program(
         self, layers: Sequence[Layer[Array, Array]], N: int, T: int
     ) -> NetworkProgram[Array] | None:
-        """A prepared pass of small layers; see `lstm_cli.engines.types.Engine`."""
+        """A prepared pass of small layers; see `lstm_cli.engines.protocols.Engine`."""
         return make_program(layers, N, T, array_dtype(self), self._resources)
 
     def stepper(self, layers: Sequence[Layer[Array, Array]], N: int) -> Stepper[Array] | None:
-        """A prepared pass of one step; see `lstm_cli.engines.types.Engine`."""
+        """A prepared pass of one step; see `lstm_cli.engines.protocols.Engine`."""
         return make_stepper(layers, N, array_dtype(self), self._resources)
 
     def evaluate(
@@ -99,15 +96,15 @@ class JitEngine(HostArrays):
         values: Mapping[str, Array | float],
         out: Mapping[str, Array],
     ) -> None:
-        """Evaluate expressions element by element; see `lstm_cli.engines.types.ArrayOperations`."""
+        """Evaluate expressions; see `lstm_cli.engines.protocols.ArrayOperations`."""
         evaluate_elementwise(roots, values, out, self.machine, self.threads)
 
     def total(self, root: Expression, values: Mapping[str, Array | float]) -> float:
-        """The sum of an expression; see `lstm_cli.engines.types.ArrayOperations`."""
+        """The sum of an expression; see `lstm_cli.engines.protocols.ArrayOperations`."""
         return sum_elementwise(root, values, self.machine, self.threads)
 
     def measure_peaks(self, sizes: Sequence[int] = ()) -> MachinePeaks:
-        """Measured peaks of the machine; see `lstm_cli.engines.types.Engine`."""
+        """Measured peaks of the machine; see `lstm_cli.engines.protocols.Engine`."""
         from lstm_cli.engines.jit.runtime.peaks import measure
 
         element = "bfloat" if self.dtype == "bfloat16" else self._resources.vector.element
@@ -116,7 +113,7 @@ class JitEngine(HostArrays):
     def explain(
         self, layers: Layers, N: int, T: int, *, training: bool = False
     ) -> Mapping[int, Explanation]:
-        """Kernels and threads of recurrent layers; see `lstm_cli.engines.types.Engine`."""
+        """Kernels and threads of recurrent layers; see `lstm_cli.engines.protocols.Engine`."""
         plan = self._resources.packing_plan
         return {
             spec.index: explain(plan(spec.cells[0], spec.input_size), spec, N, T)
@@ -126,7 +123,7 @@ class JitEngine(HostArrays):
 
     @property
     def kernels_title(self) -> str:
-        """Processor that the kernels are made for; see `lstm_cli.engines.types.Engine`."""
+        """Processor that the kernels are made for; see `lstm_cli.engines.protocols.Engine`."""
         machine = self.machine
         return f"{machine.cpu}, {machine.vector_bits}-bit vectors, {machine.cache:,} bytes of cache"
 

@@ -50,6 +50,7 @@ from lstm_cli.engines.jit.weights import (
     packing_plan,
     recurrent_weights,
 )
+from lstm_cli.engines.protocols import Layer
 from lstm_cli.engines.reference.layers import (
     DenseTape,
     Dropout,
@@ -63,7 +64,6 @@ from lstm_cli.engines.types import (
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
-    Layer,
     LayerGradients,
     LayerResult,
     LayerSpec,
@@ -158,7 +158,7 @@ class Recurrent:
         return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult[Array, Array]:
-        """Run every direction over the batch; see `lstm_cli.engines.types.Layer`."""
+        """Run every direction over the batch; see `lstm_cli.engines.protocols.Layer`."""
         if training is not None:
             return self._forward_training(x, lengths, state, training)
         spec, x = self.spec, _contiguous_steps(x)

@@ -26,16 +26,9 @@ from lstm_cli.engines.jit.layers import Dense, Recurrent, Resources
 from lstm_cli.engines.jit.runtime.compiler import load_kernels
 from lstm_cli.engines.jit.runtime.machine import Machine
 from lstm_cli.engines.jit.runtime.memory import Workspace, address
+from lstm_cli.engines.protocols import Layer, NetworkProgram, ProgramResult, Stepper
 from lstm_cli.engines.reference.layers import Dropout, Flatten
-from lstm_cli.engines.types import (
-    Array,
-    Layer,
-    LayerSpec,
-    NetworkProgram,
-    ProgramResult,
-    State,
-    Stepper,
-)
+from lstm_cli.engines.types import Array, LayerSpec, State
 
 MAX_NUMBERS = 1 << 16
 """Most numbers of any layer's values over a batch. The time of a call does not matter for larger
@@ -200,7 +193,7 @@ class JitProgram:
 
 
 class JitStepper:
-    """A prepared pass of one step that keeps the states; see `lstm_cli.engines.types.Stepper`."""
+    """A prepared pass of one step, with states; see `lstm_cli.engines.protocols.Stepper`."""
 
     def __init__(self, built: _Builder, machine: Machine) -> None:
         self._x = built.x[:, 0]

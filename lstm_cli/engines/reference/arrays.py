@@ -21,7 +21,7 @@ _FEW_CLASSES = 32
 
 
 class HostArrays(ABC):
-    """`lstm_cli.engines.types.ArrayOperations` of an engine whose arrays are NumPy arrays."""
+    """`lstm_cli.engines.protocols.ArrayOperations` of an engine whose arrays are NumPy arrays."""
 
     accelerator = None
 
@@ -207,7 +207,7 @@ def cross_entropy(
 ) -> RowsLoss:
     """Loss of logits (rows, F) and its derivative.
 
-    `lstm_cli.engines.types.ArrayOperations.cross_entropy` describes the parameters.
+    `lstm_cli.engines.protocols.ArrayOperations.cross_entropy` describes the parameters.
     """
     if targets.ndim == 1 and not label_smoothing:
         weights = np.ones(len(a)) if class_weights is None else class_weights[targets]

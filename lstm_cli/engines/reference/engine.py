@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 
 from lstm_cli.engines.explanation import Explanation
+from lstm_cli.engines.protocols import Layer
 from lstm_cli.engines.reference.arrays import NumpyElementwise
 from lstm_cli.engines.reference.layers import make_layer
 from lstm_cli.engines.threads import allowed_threads
-from lstm_cli.engines.types import (
-    SUPPORTED_DTYPES,
-    Array,
-    Layer,
-    Layers,
-    LayerSpec,
-    with_biases,
-)
+from lstm_cli.engines.types import SUPPORTED_DTYPES, Array, Layers, LayerSpec, with_biases
 from lstm_cli.errors import DeviceError
 
 _BLAS_BUFFER = 64 << 20

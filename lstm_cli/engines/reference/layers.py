@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 from lstm_cli.cells import Activation, Cell
 from lstm_cli.cells.expression import Program, symbol
 from lstm_cli.cells.gradient import gradient
+from lstm_cli.engines.protocols import Layer
 from lstm_cli.engines.reference.backward import BackwardPass, DirectionTape
 from lstm_cli.engines.reference.forward import ForwardPass
 from lstm_cli.engines.reference.weights import DirectionWeights
@@ -27,7 +28,6 @@ from lstm_cli.engines.types import (
     DenseSpec,
     DropoutSpec,
     FlattenSpec,
-    Layer,
     LayerGradients,
     LayerResult,
     LayerSpec,
@@ -89,7 +89,7 @@ class Recurrent:
         return_gates: bool = False,
         training: TrainingPass | None = None,
     ) -> LayerResult[Array, Array]:
-        """Forward pass of every direction; see `lstm_cli.engines.types.Layer`."""
+        """Forward pass of every direction; see `lstm_cli.engines.protocols.Layer`."""
         spec, input_mask = self.spec, None
         outputs, finals, tapes = [], [], []
         gates: dict[str, dict[str, Array]] = {}

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.threads import default_threads
-from lstm_cli.engines.types import Engine
 from lstm_cli.workflows.bench.peers import Peer
 
 _CPUINFO = Path("/proc/cpuinfo")

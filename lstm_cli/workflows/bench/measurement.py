@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lstm_cli.engines.explanation import Explanation
-from lstm_cli.engines.types import Engine, LayerSpec, MachinePeaks, RecurrentSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import LayerSpec, MachinePeaks, RecurrentSpec
 from lstm_cli.errors import LstmCliError, UsageError, nearest
 from lstm_cli.workflows.bench.peers import Peer
 from lstm_cli.workflows.bench.protocol import Samples, interleave

@@ -9,15 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.threads import default_threads
-from lstm_cli.engines.types import (
-    Array,
-    DropoutSpec,
-    Engine,
-    Layers,
-    LayerSpec,
-    RecurrentSpec,
-)
+from lstm_cli.engines.types import Array, DropoutSpec, Layers, LayerSpec, RecurrentSpec
 from lstm_cli.errors import ConfigError, TrainingError
 from lstm_cli.network.network import Network
 from lstm_cli.training.losses import Criterion, loss_for

@@ -18,7 +18,8 @@ import numpy as np
 
 from lstm_cli.config import Config
 from lstm_cli.data import DataOptions, SequenceData, open_data
-from lstm_cli.engines.types import Array, Engine
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import Array
 from lstm_cli.errors import DataError, DeviceError, LstmCliError, TrainingError, quote
 from lstm_cli.formats import native
 from lstm_cli.formats.interchange import Imported, ReadOptions

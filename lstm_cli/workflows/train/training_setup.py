@@ -18,12 +18,12 @@ from lstm_cli.data import (
     target_statistics,
     targets_beyond_error,
 )
+from lstm_cli.engines.protocols import array_dtype
 from lstm_cli.engines.types import (
     Array,
     DropoutSpec,
     FlattenSpec,
     RecurrentSpec,
-    array_dtype,
     biased,
     lacks_bias,
 )

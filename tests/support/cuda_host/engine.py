@@ -5,8 +5,9 @@ from __future__ import annotations
 from cuda_host import build
 from cuda_host.device import HostDevice
 from lstm_cli.engines.cuda.engine import CudaEngine
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.selection import EngineStatus, create_engine, engine_statuses
-from lstm_cli.engines.types import SUPPORTED_DTYPES, Engine
+from lstm_cli.engines.types import SUPPORTED_DTYPES
 
 HOST = EngineStatus("cuda-host", "host", True, "GPU kernels built with g++", SUPPORTED_DTYPES)
 """Status of the cuda engine on the host."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells import LSTM, Activation
-from lstm_cli.engines.types import DenseSpec, Engine, LayerSpec, RecurrentSpec
+from lstm_cli.engines.protocols import Engine
+from lstm_cli.engines.types import DenseSpec, LayerSpec, RecurrentSpec
 from lstm_cli.training import losses
 from lstm_cli.training.losses import LOSSES, Criterion
 from lstm_cli.training.targets import TargetFormat

@@ -9,8 +9,9 @@ from ranks import on_ranks
 
 import lstm_cli
 from lstm_cli.engines.jit.engine import JitEngine
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.engines.reference.engine import ReferenceEngine
-from lstm_cli.engines.types import DenseSpec, Engine, TrainingPass
+from lstm_cli.engines.types import DenseSpec, TrainingPass
 from lstm_cli.network.network import Network
 from lstm_cli.training.interfaces import Exchange
 from lstm_cli.training.losses import Criterion

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lstm_cli.cells.expression import evaluate, symbol
-from lstm_cli.engines.types import Engine
+from lstm_cli.engines.protocols import Engine
 from lstm_cli.errors import WeightsError
 from lstm_cli.training.optimizers import OPTIMIZERS, make_optimizer
 from lstm_cli.training.schedules import make_schedule

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_cli.engines.types import Event
+from lstm_cli.engines.protocols import Event
 
 Array: TypeAlias = NDArray[Any]
 DeviceArray: TypeAlias = Any

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from lstm_cli.engines.cuda.runtime.device import Array, Device, DeviceArray, is_host_array
 from lstm_cli.engines.feed import Feed, Upload
-from lstm_cli.engines.types import Event
+from lstm_cli.engines.protocols import Event
 from lstm_cli.errors import DeviceError
 
 if TYPE_CHECKING:

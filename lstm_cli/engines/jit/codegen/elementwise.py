@@ -94,7 +94,7 @@ def evaluate_elementwise(
     machine: Machine,
     threads: int = 1,
 ) -> None:
-    """Evaluate each root into its array of `out`; see `lstm_cli.engines.types.ArrayOperations`.
+    """Evaluate each root into its array of `out`; see `lstm_cli.engines.protocols.ArrayOperations`.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def evaluate_elementwise(
 
 
 def sum_elementwise(root: Expression, values: Values, machine: Machine, threads: int = 1) -> float:
-    """The sum of an expression over all elements; see `lstm_cli.engines.types.ArrayOperations`.
+    """The sum of an expression over all elements; see `lstm_cli.engines.protocols.ArrayOperations`.
 
     Raises
     ------
