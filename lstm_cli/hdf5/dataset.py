@@ -36,6 +36,7 @@ from lstm_cli.hdf5.limits import (
     require_filters,
     storage_kind,
 )
+from lstm_cli.hdf5.raw_attributes import check_declared_texts
 
 CHUNK_CACHE_BYTES = 64 << 20
 """Bytes of HDF5's own cache for each dataset. HDF5 decompresses a cached chunk once."""
@@ -457,6 +458,8 @@ def read_attribute(holder: Any, name: str, where: str, access: FileAccess) -> An
         text = h5py.check_string_dtype(dtype)
         if text is None and dtype.kind not in "iufbSU":
             return None
+        if text is not None and text.length is None:
+            check_declared_texts(holder, name, access)
         access.source.start_read()
         value = holder.attrs[name]
         return None if isinstance(value, h5py.Empty) else value

@@ -115,7 +115,9 @@ class Hdf5File:
 
     def _file_access(self, head: bytes) -> FileAccess:
         with reading_errors(self.path):
-            offset_bytes, number_bytes = self._handle.id.get_create_plist().get_sizes()
+            plist = self._handle.id.get_create_plist()
+            offset_bytes, number_bytes = plist.get_sizes()
+            superblock = int(plist.get_userblock())
         if not {offset_bytes, number_bytes} <= SIZES.keys():
             raise DataError(
                 f"{self.path} has numbers of a size that HDF5 does not read",
@@ -127,6 +129,7 @@ class Hdf5File:
         access = FileAccess(
             self._source,
             offset_bytes=offset_bytes,
+            superblock=superblock if offset_bytes == number_bytes == 8 else None,
             reversing_program=next(
                 (name for start, name in REVERSING_HEADERS.items() if head.startswith(start)),
                 None,

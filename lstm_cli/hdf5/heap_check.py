@@ -118,6 +118,11 @@ class CheckedFile:
         self._check_collection(place, view)
         return filled
 
+    def bytes_at(self, place: int, size: int) -> bytes:
+        """Bytes of the file without a check; fewer than `size` where the file ends."""
+        self._file.seek(place)
+        return self._file.read(size)
+
     def write(self, data: memoryview) -> int:
         """Raise OSError: the file is open for reading only."""
         raise OSError("the file is open for reading")
@@ -228,6 +233,9 @@ class FileAccess:
         Program that wrote the file, if the header names one that reverses axes.
     offset_bytes
         Bytes of an address in the file.
+    superblock
+        Place of the superblock, from which addresses count; None in a file whose addresses or
+        sizes do not take 8 bytes.
     open_other
         Opens the file that an external link names and returns its root group. The file stays
         open.
@@ -248,6 +256,7 @@ class FileAccess:
         *,
         allow_external: bool = False,
         offset_bytes: int = 8,
+        superblock: int | None = None,
         has_option: bool = True,
         transpose: bool = False,
         reversing_program: str | None = None,
@@ -256,7 +265,7 @@ class FileAccess:
         self.allow_external = allow_external
         self._has_option = has_option
         self.transpose, self.reversing_program = transpose, reversing_program
-        self.offset_bytes = offset_bytes
+        self.offset_bytes, self.superblock = offset_bytes, superblock
         self.slabs: weakref.WeakSet[ChunkSlabs] = weakref.WeakSet()
         self.recent_datasets: OrderedDict[str, Dataset] = OrderedDict()
 

@@ -1,16 +1,22 @@
 """Text attributes of HDF5 objects, read from the bytes of the file.
 
-The HDF5 library must not read them. It allocates any length that a reference to a text declares.
-In a damaged heap it loops forever, where no interrupt reaches it.
+HDF5 allocates any length that a reference to a text declares, and writes to all of it. In a
+damaged heap it loops forever, where no interrupt reaches it. So the texts of weights files are read
+here alone. In data files, the declared lengths are checked here before HDF5 reads the texts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from h5py import h5o
 
 from lstm_cli.errors import WeightsError
+from lstm_cli.hdf5.heap_check import CheckedFile, FileAccess
 
 MAX_TEXT_BYTES = 64 << 20
 """Bytes of all texts of a file's attributes."""
@@ -18,16 +24,48 @@ MAX_TEXT_BYTES = 64 << 20
 ATTRIBUTE_MESSAGE, CONTINUATION_MESSAGE = 0x0C, 0x10
 SHARED_FLAG = 2
 MAX_BLOCKS = 1000
+BLOCK_BYTES = 4096
+"""Bytes of a file that are read at once, at least."""
 
 
 class DamagedHdf5Error(Exception):
     """Bytes that HDF5 does not write."""
 
 
+class DeclaredTextError(OSError):
+    """References that declare far more text than the file stores."""
+
+
+class FileBytes(Protocol):
+    """Bytes of a file, all in memory or read by slices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+class SourceBytes:
+    """Bytes of an open file from `start` on, read in blocks."""
+
+    def __init__(self, source: CheckedFile, start: int) -> None:
+        self._source, self._start = source, start
+        self._block, self._place = b"", 0
+
+    def __len__(self) -> int:
+        return self._source.size - self._start
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, stop, _ = part.indices(len(self))
+        if not self._place <= start <= stop <= self._place + len(self._block):
+            size = max(stop - start, BLOCK_BYTES)
+            self._block, self._place = self._source.bytes_at(self._start + start, size), start
+        return self._block[start - self._place : stop - self._place]
+
+
 class ByteReader:
     """Sequential reader of bytes and little-endian numbers that never passes the end."""
 
-    def __init__(self, data: bytes | memoryview, place: int = 0, end: int | None = None) -> None:
+    def __init__(self, data: FileBytes, place: int = 0, end: int | None = None) -> None:
         self._data, self.place = data, place
         self.end = len(data) if end is None else min(end, len(data))
 
@@ -38,10 +76,14 @@ class ByteReader:
 
     def take(self, count: int) -> bytes:
         """Read the next `count` bytes."""
+        return self._data[self.skip(count) : self.place]
+
+    def skip(self, count: int) -> int:
+        """Skip `count` bytes and return the place of the first of them."""
         if not 0 <= count <= self.remaining:
             raise DamagedHdf5Error("it ends too soon")
         self.place += count
-        return bytes(self._data[self.place - count : self.place])
+        return self.place - count
 
     def number(self, width: int) -> int:
         """Read the next whole number, `width` bytes wide."""
@@ -57,7 +99,7 @@ class HeaderMessage:
     body: bytes
 
 
-def messages(data: bytes, address: int) -> Iterator[HeaderMessage]:
+def messages(data: FileBytes, address: int) -> Iterator[HeaderMessage]:
     """All messages of the object header at `address` and of its continuation blocks.
 
     Raises
@@ -81,6 +123,16 @@ def messages(data: bytes, address: int) -> Iterator[HeaderMessage]:
                 blocks.append((at + 4, length - 8) if new else (at, length))
             yield message
     raise DamagedHdf5Error("its header has no end")
+
+
+def find_attribute(data: FileBytes, address: int, name: str) -> AttributeMessage | None:
+    """Attribute of the object at `address`; None if its header has no such attribute."""
+    for message in messages(data, address):
+        if message.kind == ATTRIBUTE_MESSAGE and not message.flags & SHARED_FLAG:
+            attribute = AttributeMessage(message.body)
+            if attribute.name == name:
+                return attribute
+    return None
 
 
 def _old_head(head: ByteReader) -> tuple[int, int]:
@@ -121,6 +173,26 @@ _HEAP_HEADER_BYTES = 16
 """Bytes of the header of a heap collection, and of the header of each object in it."""
 
 
+def check_declared_texts(holder: Any, name: str, access: FileAccess) -> None:
+    """Check that the texts of an attribute are not declared far larger than the file.
+
+    Attributes that are stored in another way than among the headers of their object stay unchecked.
+
+    Raises
+    ------
+    DeclaredTextError
+        They are.
+    """
+    if access.superblock is None:
+        return
+    data = SourceBytes(access.source, access.superblock)
+    with suppress(DamagedHdf5Error):  # HDF5 reads more than this module does, or reports the damage
+        attribute = find_attribute(data, int(h5o.get_info(holder.id).addr), name)
+        lengths = () if attribute is None else attribute.referenced_lengths()
+        if sum(lengths) > max(MAX_TEXT_BYTES, len(data)):
+            raise DeclaredTextError("an attribute declares far more text than the file stores")
+
+
 class TextAttributes:
     """Text attributes of the objects of one file.
 
@@ -132,7 +204,7 @@ class TextAttributes:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._collections: dict[int, dict[int, bytes]] = {}
+        self._collections: dict[int, dict[int, tuple[int, int]]] = {}
         self._unread_text_bytes, self._heap_objects_left = (
             MAX_TEXT_BYTES,
             len(data) // _HEAP_HEADER_BYTES + 1,
@@ -147,11 +219,8 @@ class TextAttributes:
             The attribute is damaged, or holds no text.
         """
         try:
-            for message in messages(self._data, address):
-                if message.kind == ATTRIBUTE_MESSAGE and not message.flags & SHARED_FLAG:
-                    attribute = _Attribute(message.body)
-                    if attribute.name == name:
-                        return list(self._decoded(attribute))
+            attribute = find_attribute(self._data, address, name)
+            return None if attribute is None else list(self._decoded(attribute))
         except DamagedHdf5Error as error:
             raise WeightsError(
                 f"the attribute {name} of {where} cannot be read",
@@ -159,9 +228,8 @@ class TextAttributes:
                 found=str(error),
                 hint="the file may be damaged: copy or save it again",
             ) from None
-        return None
 
-    def _decoded(self, attribute: _Attribute) -> Iterator[str]:
+    def _decoded(self, attribute: AttributeMessage) -> Iterator[str]:
         if attribute.count and (
             attribute.kind not in (FIXED_TEXT, VARIABLE_LENGTH) or attribute.size == 0
         ):
@@ -182,13 +250,13 @@ class TextAttributes:
             return b""
         if address not in self._collections:
             self._collections[address] = dict(self._objects(address))
-        text = self._collections[address].get(index)
-        if text is None or length > len(text):
+        place, size = self._collections[address].get(index, (0, 0))
+        if length > size:
             raise DamagedHdf5Error("a text is not where it should be")
-        return text[:length]
+        return self._data[place : place + length]
 
-    def _objects(self, address: int) -> Iterator[tuple[int, bytes]]:
-        """Objects of the heap collection at `address`, with their indices."""
+    def _objects(self, address: int) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Indices of the objects in the heap collection at `address`, with places and sizes."""
         head = ByteReader(self._data, min(address, len(self._data)))
         if head.take(5) != b"GCOL\x01":
             raise DamagedHdf5Error("a part of its heap is missing")
@@ -203,11 +271,11 @@ class TextAttributes:
             size = collection.number(8)
             if index == 0:
                 return
-            yield index, collection.take(size)
-            collection.take(min(-size % 8, collection.remaining))
+            yield index, (collection.skip(size), size)
+            collection.skip(min(-size % 8, collection.remaining))
 
 
-class _Attribute:
+class AttributeMessage:
     """Attribute message: name, type class, element size, count, and a reader of the values."""
 
     def __init__(self, body: bytes) -> None:
@@ -225,6 +293,11 @@ class _Attribute:
         self.data = reader
         self.count = _count(ByteReader(parts[2]))
         self.kind, self.size = _type(ByteReader(parts[1]))
+
+    def referenced_lengths(self) -> Iterator[int]:
+        """Lengths that the references to texts declare."""
+        for _ in range(self.count if self.kind == VARIABLE_LENGTH else 0):
+            yield ByteReader(self.data.take(_REFERENCE_BYTES)).number(4)
 
 
 def _type(reader: ByteReader) -> tuple[int, int]:

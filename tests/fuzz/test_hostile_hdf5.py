@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,24 @@ class TestHeap:
             self.damaged(path, 0, 0)
             with open_data([path]) as data, pytest.raises(DataError, match="heap is damaged"):
                 _ = data.names, data.class_labels
+
+    @pytest.mark.parametrize("block", [0, 512])
+    def test_texts_longer_than_the_file(self, tmp_path, block):
+        """HDF5 allocates the length that a reference declares, and writes to all of it."""
+        path = str(tmp_path / "x.h5")
+        with h5py.File(path, "w", userblock_size=block) as file:
+            file["inputs"] = X
+            file.attrs["classes"] = ["a", "bc"]
+        with open_data([path]) as data:
+            assert data.class_labels == ["a", "bc"]
+        content = Path(path).read_bytes()
+        address = struct.pack("<Q", content.index(b"GCOL") - block)
+        place = content.index(address, content.index(b"classes\0")) - 4
+        assert content[place : place + 4] == struct.pack("<I", 1)
+        forged = content[:place] + struct.pack("<I", 1 << 28) + content[place + 4 :]
+        Path(path).write_bytes(forged)
+        with open_data([path]) as data, pytest.raises(DataError, match="declares far more text"):
+            _ = data.class_labels
 
     def test_rows_as_an_attribute_are_not_read(self, write):
         path = write("x.h5", inputs=X)

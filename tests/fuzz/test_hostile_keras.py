@@ -192,3 +192,20 @@ def test_texts_that_are_not_there(tmp_path: Path) -> None:
             forged = data[:where] + value + data[where + len(value) :]
             (tmp_path / "w.h5").write_bytes(forged)
             refused_file(tmp_path / "w.h5", "attribute model_config")
+
+
+def test_parts_of_the_heap_that_overlap(tmp_path: Path) -> None:
+    """Each text is in a part of its own, and all parts hold the same 4 MB."""
+    count, size = 200, 4 << 20
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.attrs["layer_names"] = ["x"] * count
+    data, parts = (tmp_path / "w.h5").read_bytes(), b""
+    heap, end = data.index(b"GCOL"), len(data) + 32 * count + size
+    for k in range(count):
+        place = len(data) + 32 * k
+        parts += b"GCOL\1\0\0\0" + struct.pack("<QHHIQ", end - place, 1, 1, 0, size)
+        reference = struct.pack("<IQI", 1, heap, k + 1)
+        assert reference in data
+        data = data.replace(reference, struct.pack("<IQI", 1, place, 1), 1)
+    (tmp_path / "w.h5").write_bytes(data + parts + bytes(size))
+    refused_file(tmp_path / "w.h5", "no layer")
